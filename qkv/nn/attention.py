@@ -1,0 +1,61 @@
+"""Attention: project, norm, position, attend, project out. Every head arrangement is this one class.
+
+T  tokens of the stream    C  dim    H  query heads    G  key/value heads    D  head_dim
+"""
+
+from torch import Tensor, nn
+
+from qkv import spec
+from qkv.errors import ConfigError
+from qkv.nn.attend import attend
+from qkv.nn.batch import Batch
+from qkv.nn.cache import Contiguous, Ring, Storage
+from qkv.nn.mask import Full, Mask
+from qkv.nn.parts import build, implements
+from qkv.nn.position import Relative
+
+
+@implements(spec.Attention)
+class Attention(nn.Module):
+    """Multi-head (G = H), grouped-query and multi-query (G = 1) attention (Vaswani et al. 2017, §3.2)."""
+
+    def __init__(self, attention: spec.Attention, dim: int) -> None:
+        super().__init__()
+        H, G, D = attention.heads, attention.kv_heads, attention.head_width(dim)
+        self.spec, self.heads, self.kv_heads, self.head_dim = attention, H, G, D
+        self.q = nn.Linear(dim, H * D, bias=attention.qkv_bias)
+        self.k = nn.Linear(dim, G * D, bias=attention.qkv_bias)
+        self.v = nn.Linear(dim, G * D, bias=attention.qkv_bias)
+        self.out = nn.Linear(H * D, dim, bias=attention.out_bias)
+        self.q_norm = build(attention.qk_norm, D) if attention.qk_norm else nn.Identity()
+        self.k_norm = build(attention.qk_norm, D) if attention.qk_norm else nn.Identity()
+        self.position: Relative = build(attention.position, H, D) if attention.position else Relative()
+        self.mask: Mask = build(attention.mask)
+        self.scale = attention.scale if attention.scale is not None else D**-0.5
+        self.attend = attend
+
+    def forward(self, x: Tensor, batch: Batch, storage: Storage) -> Tensor:
+        """x [T, C] → [T, C]. `storage` keeps this step's keys and values and says which there are to see."""
+        q_THD = self.q_norm(self.q(x).unflatten(-1, (self.heads, self.head_dim)))
+        k_TGD = self.k_norm(self.k(x).unflatten(-1, (self.kv_heads, self.head_dim)))
+        v_TGD = self.v(x).unflatten(-1, (self.kv_heads, self.head_dim))
+        q_THD, k_TGD = self.position.turn(q_THD, k_TGD, batch)
+        keys = storage.extend(k_TGD, v_TGD, batch)
+        out_THD = self.attend(
+            q_THD,
+            keys,
+            batch,
+            mask=self.mask,
+            position=self.position,
+            scale=self.scale,
+            softcap=self.spec.softcap,
+            dropout=self.spec.dropout if self.training else 0.0,
+        )
+        return self.out(out_THD.flatten(-2))  # type: ignore[no-any-return]
+
+    def new_storage(self, length: int | None) -> Storage:
+        """Where a cache keeps this layer's keys: a ring where the mask forgets, else all of them."""
+        if isinstance(self.mask, Full):
+            raise ConfigError("a model that sees the whole sequence at once (mask Full) can't be fed step by step")
+        size = self.mask.keeps()
+        return Contiguous(length) if size is None or (length is not None and length <= size) else Ring(size)

@@ -1,0 +1,48 @@
+"""MLPs: what each token does alone."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qkv import spec
+from qkv.nn.parts import implements
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+    "relu2": lambda x: F.relu(x).square(),
+    "tanh": torch.tanh,
+}
+
+
+@implements(spec.Plain)
+class Plain(nn.Module):
+    """W₂ σ(W₁ x)."""
+
+    def __init__(self, mlp: spec.Plain, dim: int) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[mlp.activation]
+        self.up = nn.Linear(dim, mlp.width, bias=mlp.bias)
+        self.down = nn.Linear(mlp.width, dim, bias=mlp.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.activation(self.up(x)))  # type: ignore[no-any-return]
+
+
+@implements(spec.Gated)
+class Gated(nn.Module):
+    """W_down (σ(W_gate x) ⊙ W_up x) (arXiv 2002.05202)."""
+
+    def __init__(self, mlp: spec.Gated, dim: int) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[mlp.activation]
+        self.gate = nn.Linear(dim, mlp.width, bias=mlp.bias)
+        self.up = nn.Linear(dim, mlp.width, bias=mlp.bias)
+        self.down = nn.Linear(mlp.width, dim, bias=mlp.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.activation(self.gate(x)) * self.up(x))  # type: ignore[no-any-return]

@@ -1,0 +1,379 @@
+"""What a model is: a tree of small frozen values, without torch.
+
+    Model(vocab=49152, dim=576, decoder=Stack(Block(
+        mixer=Attention(heads=9, kv_heads=3, position=Rotary(base=1e5), mask=Causal()),
+        mlp=Gated(1536, "silu"), norm=RMS(1e-5), place="pre"), layers=30, norm=RMS(1e-5)), head=LMHead(tied=True))
+
+A variation is another value of a part, never a flag that several places test. Every value checks itself when it is made:
+a wrong one raises ConfigError with the part and the field. `qkv.nn` holds the module that each value stands for, and
+`qkv.count` what each costs. A part of your own is a frozen dataclass that inherits one of the kinds below; saving,
+loading and diffing (`qkv.specfile`) then know it by its class name.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+
+from qkv.errors import ConfigError
+
+ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "relu2", "tanh")
+Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "relu2", "tanh"]
+Place = Literal["pre", "post", "sandwich", "parallel"]
+
+
+def number(low: float, high: float, default: Any = dataclasses.MISSING) -> Any:
+    """A field that must lie in low..high (both included). Limits are far above any real model: they stop a corrupt
+    config before it asks for memory."""
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class Part:
+    """A value in the tree. Subclasses are known by their class names."""
+
+    kinds: ClassVar[dict[str, type["Part"]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Part.kinds[cls.__name__] = cls
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for f in dataclasses.fields(self):
+            _check(self, f, hints[f.name])
+        self.check()
+
+    def check(self) -> None:
+        """What no single field shows."""
+
+    def wrong(self, name: str, why: str) -> ConfigError:
+        """The error for one field of this part."""
+        return ConfigError(f"{type(self).__name__}.{name} {why}")
+
+
+def _check(part: Part, f: dataclasses.Field[Any], hint: Any) -> None:
+    value = getattr(part, f.name)
+    kinds = get_args(hint) if get_origin(hint) not in (None, tuple, Literal) else (hint,)
+    if value is None and type(None) in kinds:
+        return
+    kinds = tuple(k for k in kinds if k is not type(None))
+    if not any(_fits(value, k) for k in kinds):
+        raise part.wrong(f.name, f"must be {' or '.join(map(_say, kinds))}, got {value!r}")
+    if "low" in f.metadata and not f.metadata["low"] <= value <= f.metadata["high"]:
+        raise part.wrong(f.name, f"must lie in {f.metadata['low']}..{f.metadata['high']}, got {value!r}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and len(value) > 0 and all(_fits(v, get_args(kind)[0]) for v in value)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, kind)
+
+
+def _say(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return " | ".join(map(repr, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return f"a tuple of {_say(get_args(kind)[0])}"
+    return {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}.get(kind, kind.__name__)
+
+
+# --- positions: what tells a token where it stands ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Added(Part):
+    """A position that is added to the token's vector. None in its place: order comes from the mask alone, or from
+    the attention's own position (NoPE, arXiv 2305.19466)."""
+
+
+@dataclass(frozen=True)
+class Relative(Part):
+    """A position that acts inside attention: it turns q and k, or biases their scores."""
+
+
+@dataclass(frozen=True)
+class Learned(Added):
+    """One trained vector a position (GPT-2, BERT). `offset` rows come first that no token uses (BART, RoBERTa)."""
+
+    length: int = number(1, 2**24)
+    offset: int = number(0, 1024, default=0)
+
+
+@dataclass(frozen=True)
+class Sinusoidal(Added):
+    """sin and cos of pos / base^(2i/dim) (Vaswani et al. 2017, §3.5): in turn, or all sines first (`halves`)."""
+
+    base: float = number(1.0 + 1e-9, 1e12, default=10000.0)
+    halves: bool = False
+
+
+@dataclass(frozen=True)
+class Scaling(Part):
+    """How rotary frequencies are stretched beyond the trained length."""
+
+    factor: float = number(1e-3, 1e4)
+
+
+@dataclass(frozen=True)
+class LinearScaling(Scaling):
+    """Every frequency / factor: position interpolation (arXiv 2306.15595)."""
+
+
+@dataclass(frozen=True)
+class NTKScaling(Scaling):
+    """A larger base: base · factor^(d/(d−2)) ("NTK-aware", bloc97 2023). The same at every length."""
+
+
+@dataclass(frozen=True)
+class DynamicNTKScaling(Scaling):
+    """NTK whose base grows with the sequence past `length` tokens, as transformers' `rope_type: dynamic`.
+
+    Keys cached before that point were turned by another base, so it has one answer only up to `length` with a cache."""
+
+    length: int = number(1, 2**30, default=2048)
+
+
+@dataclass(frozen=True)
+class Yarn(Scaling):
+    """Slow frequencies interpolated, fast ones kept, a ramp between (YaRN, arXiv 2309.00071, §3.2–3.4).
+
+    `attention` multiplies cos and sin; None: 0.1·ln(factor) + 1, as the paper proposes."""
+
+    length: int = number(1, 2**30, default=4096)
+    fast: float = number(1e-6, 1e6, default=32.0)
+    slow: float = number(1e-6, 1e6, default=1.0)
+    attention: float | None = number(1e-6, 1e6, default=None)
+    truncate: bool = True
+
+
+@dataclass(frozen=True)
+class Llama3Scaling(Scaling):
+    """Wavelengths above length/low divided by factor, below length/high kept, smoothed between (Llama 3.1)."""
+
+    low: float = number(1e-6, 1e6, default=1.0)
+    high: float = number(1e-6, 1e6, default=4.0)
+    length: int = number(1, 2**30, default=8192)
+
+    def check(self) -> None:
+        if self.high <= self.low:
+            raise self.wrong("high", f"must be above low ({self.low}), got {self.high}")
+
+
+@dataclass(frozen=True)
+class Rotary(Relative):
+    """q and k turned by angle pos·base^(−2i/dims), so scores see only m − n (RoFormer, arXiv 2104.09864).
+
+    `dims`: how many of the head's dimensions turn (None: all). `interleaved`: pairs (2i, 2i+1) instead of (i, i+dims/2)."""
+
+    base: float = number(1.0 + 1e-9, 1e12, default=10000.0)
+    dims: int | None = number(2, 2**16, default=None)
+    interleaved: bool = False
+    scaling: Scaling | None = None
+
+    def check(self) -> None:
+        if self.dims is not None and self.dims % 2:
+            raise self.wrong("dims", f"must be even, got {self.dims}")
+
+
+@dataclass(frozen=True)
+class Alibi(Relative):
+    """slope_h · (key position − query position) added to the scores (ALiBi, arXiv 2108.12409)."""
+
+
+@dataclass(frozen=True)
+class RelativeBias(Relative):
+    """A trained number for each head and bucket of distance (T5, arXiv 1910.10683, §2.1)."""
+
+    buckets: int = number(2, 2**16, default=32)
+    distance: int = number(2, 2**24, default=128)
+    both_ways: bool = False
+
+
+# --- masks: which keys a query may see ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Mask(Part):
+    """A rule on the positions of query and key."""
+
+
+@dataclass(frozen=True)
+class Full(Mask):
+    """Every key of the sequence."""
+
+
+@dataclass(frozen=True)
+class Causal(Mask):
+    """Keys at or before the query."""
+
+
+@dataclass(frozen=True)
+class Window(Mask):
+    """The query's own and the size − 1 keys before it (Mistral, arXiv 2310.06825; Longformer's local part)."""
+
+    size: int = number(1, 2**30)
+
+
+# --- norms, MLPs ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Norm(Part):
+    """Puts each token's vector on one scale."""
+
+    eps: float = number(1e-12, 1.0, default=1e-5)
+
+
+@dataclass(frozen=True)
+class LayerNorm(Norm):
+    """(x − mean) / √(var + eps) · w + b (arXiv 1607.06450)."""
+
+    bias: bool = True
+
+
+@dataclass(frozen=True)
+class RMS(Norm):
+    """x / √(mean x² + eps) · w (arXiv 1910.07467); `one_plus`: · (1 + w), as Gemma stores it."""
+
+    one_plus: bool = False
+
+
+@dataclass(frozen=True)
+class MLP(Part):
+    """What each token does alone. `width`: hidden units."""
+
+    width: int = number(1, 2**24)
+    activation: Activation = "gelu"
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class Plain(MLP):
+    """W₂ σ(W₁ x)."""
+
+
+@dataclass(frozen=True)
+class Gated(MLP):
+    """W_down (σ(W_gate x) ⊙ W_up x) (GLU variants, arXiv 2002.05202)."""
+
+
+# --- mixers, blocks, stacks, models ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Mixer(Part):
+    """Where tokens of a sequence meet."""
+
+
+@dataclass(frozen=True)
+class Attention(Mixer):
+    """softmax(q kᵀ · scale) v. kv_heads = heads: multi-head; 1: multi-query (arXiv 1911.02150); between: grouped
+    (arXiv 2305.13245). head_dim None: dim / heads. scale None: 1/√head_dim. `qk_norm` acts on each head's q and k;
+    `softcap` c turns scores s into c·tanh(s/c)."""
+
+    heads: int = number(1, 2**16)
+    kv_heads: int = number(1, 2**16)
+    head_dim: int | None = number(1, 2**16, default=None)
+    position: Relative | None = None
+    mask: Mask = field(default_factory=Causal)
+    qkv_bias: bool = False
+    out_bias: bool = False
+    qk_norm: Norm | None = None
+    scale: float | None = number(1e-9, 1e9, default=None)
+    softcap: float | None = number(1e-6, 1e9, default=None)
+    dropout: float = number(0.0, 1.0, default=0.0)
+
+    def check(self) -> None:
+        if self.heads % self.kv_heads:
+            raise self.wrong("kv_heads", f"must divide heads ({self.heads}), got {self.kv_heads}")
+
+    def head_width(self, dim: int) -> int:
+        """Numbers a head: head_dim, or dim / heads."""
+        return self.head_dim if self.head_dim is not None else dim // self.heads
+
+
+@dataclass(frozen=True)
+class Block(Part):
+    """A mixer and an MLP, each beside a residual path. `place` of the norm: before ("pre"), after the sum ("post"),
+    both sides of each part ("sandwich"), or before both parts, which then run side by side ("parallel")."""
+
+    mixer: Mixer
+    mlp: MLP
+    norm: Norm
+    place: Place = "pre"
+    dropout: float = number(0.0, 1.0, default=0.0)
+
+
+@dataclass(frozen=True)
+class Embed(Part):
+    """Token vectors: · scale, + position, norm, dropout."""
+
+    position: Added | None = None
+    scale: float = number(1e-9, 1e9, default=1.0)
+    norm: Norm | None = None
+    dropout: float = number(0.0, 1.0, default=0.0)
+
+
+@dataclass(frozen=True)
+class Stack(Part):
+    """`layers` blocks, the given ones in turn: one block means all alike, (local, local, full) a repeating pattern."""
+
+    blocks: tuple[Block, ...]
+    layers: int = number(1, 4096)
+    norm: Norm | None = None
+    embed: Embed = field(default_factory=Embed)
+
+    def check(self) -> None:
+        if len(self.blocks) > self.layers:
+            raise self.wrong("blocks", f"has {len(self.blocks)} blocks for {self.layers} layers")
+
+    def __iter__(self) -> Iterator[Block]:
+        return (self.blocks[i % len(self.blocks)] for i in range(self.layers))
+
+
+@dataclass(frozen=True)
+class Head(Part):
+    """What is read off the last states."""
+
+
+@dataclass(frozen=True)
+class LMHead(Head):
+    """Logits over the vocabulary. `tied`: with the embedding's own matrix (arXiv 1608.05859); `softcap` as in Attention."""
+
+    tied: bool = True
+    bias: bool = False
+    softcap: float | None = number(1e-6, 1e9, default=None)
+
+
+@dataclass(frozen=True)
+class Model(Part):
+    """A whole model. `context`: tokens it was trained on at a time (None: not said). `family`: the Hugging Face
+    model_type whose names and config it is saved under ("": none, it can't be saved for others)."""
+
+    vocab: int = number(1, 2**24)
+    dim: int = number(1, 2**20)
+    decoder: Stack
+    head: Head = field(default_factory=LMHead)
+    context: int | None = number(1, 2**30, default=None)
+    family: str = ""
+
+    def check(self) -> None:
+        for block in self.decoder.blocks:
+            mixer = block.mixer
+            if not isinstance(mixer, Attention):
+                continue
+            if mixer.head_dim is None and self.dim % mixer.heads:
+                raise mixer.wrong("heads", f"must divide dim ({self.dim}), got {mixer.heads}")
+            width = mixer.head_width(self.dim)
+            if isinstance(mixer.position, Rotary) and (mixer.position.dims or width) > width:
+                raise mixer.position.wrong("dims", f"must be at most the head's {width}, got {mixer.position.dims}")
+            if isinstance(mixer.position, Rotary) and (mixer.position.dims or width) % 2:
+                raise mixer.position.wrong("dims", f"is the head's {width} here and must be even")
