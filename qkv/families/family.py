@@ -1,0 +1,102 @@
+"""What a family is: a config map, a weight table, and a tiny example. All of it data or plain functions, no torch.
+
+A family is one module of this folder named by its Hugging Face `model_type`, with a value `FAMILY`. Being there is
+enough: it is found by name, loaded and saved by its table, and tested by the whole suite.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from qkv import families
+from qkv.errors import ConfigError
+from qkv.families.config import Reader
+from qkv.spec import Model
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tensor of a checkpoint and where it goes, read in both directions.
+
+    `{i}` stands for the layer. Several names on our side: their rows one after another in the checkpoint's tensor.
+    `via`: named transforms (`qkv.load.transforms`), applied in order on the way in and undone on the way out.
+    A row whose target a model doesn't have (no bias, tied head) is not expected of its checkpoint."""
+
+    theirs: str
+    ours: str | tuple[str, ...]
+    via: tuple[str, ...] = ()
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return (self.ours,) if isinstance(self.ours, str) else self.ours
+
+
+@dataclass(frozen=True)
+class Gguf:
+    """How a family's GGUF files differ: the name of their architecture, their metadata as a Hugging Face config, and
+    the transforms of single tensors (by the name in `qkv.families.gguf.TENSORS`)."""
+
+    arch: str
+    config: Callable[[Reader], Config]
+    via: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    tensors: tuple[Row, ...] = ()
+
+
+@dataclass(frozen=True)
+class Family:
+    """`read`: config.json → spec; `write`: spec → config.json; `weights`: the table; `ignored`: tensors of old
+    checkpoints that hold no weights (masks, frequencies); `prefix`: what a checkpoint of a tied base model leaves out
+    of every name; `tiny` and `variants`: a config small enough to test, and changes to it that matter."""
+
+    name: str
+    title: str
+    architecture: str
+    read: Callable[[Reader], Model]
+    write: Callable[[Model], Config]
+    weights: tuple[Row, ...]
+    tiny: Config
+    variants: Mapping[str, Config] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+    prefix: str = ""
+    head: str = "lm_head.weight"
+    embedding: str = "model.embed_tokens.weight"
+    gguf: Gguf | None = None
+
+    def spec(self, config: Mapping[str, Any]) -> Model:
+        """config.json → spec. ConfigError: a value that is wrong, or a key that this family doesn't understand."""
+        reader = Reader(config, self.name)
+        reader.architecture(self.architecture)
+        model = self.read(reader)
+        reader.done()
+        return model
+
+    def config(self, model: Model) -> Config:
+        """spec → config.json."""
+        return {"architectures": [self.architecture], "model_type": self.name, **self.write(model)}
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """Every family's name."""
+    helpers = {"family", "config", "gguf", "rope", "layers"}
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(families.__path__) if m.name not in helpers))
+
+
+def find(name: object) -> Family:
+    """The family of a `model_type`. ConfigError: none has that name. Only modules of this folder are ever imported."""
+    if name not in names():
+        raise ConfigError(f"model_type {name!r} is not a family qkv knows ({', '.join(names())})")
+    return importlib.import_module(f"qkv.families.{name}").FAMILY  # type: ignore[no-any-return]
+
+
+def find_gguf(arch: object) -> Family:
+    """The family of a GGUF file's `general.architecture`."""
+    known = {f.gguf.arch: f for f in map(find, names()) if f.gguf}
+    if not isinstance(arch, str) or arch not in known:
+        raise ConfigError(f"GGUF architecture {arch!r} is not one qkv reads ({', '.join(sorted(known))})")
+    return known[arch]

@@ -1,0 +1,58 @@
+"""What a reference holds, from its config or header alone: no torch, no weights. `qkv show` needs nothing more."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qkv.errors import ConfigError
+from qkv.families.family import Family, find
+from qkv.load.folder import FolderFiles, folder_files, read_json
+from qkv.load.ggml import gguf_config
+from qkv.load.gguf import GgufFile, read_gguf
+from qkv.load.reference import Source, resolve
+from qkv.spec import Model
+
+
+@dataclass(frozen=True)
+class Described:
+    """A model without its weights. `generation`: generation_config.json, or what stands for it in config.json or a
+    GGUF file. Exactly one of `folder` and `gguf` is there."""
+
+    source: Source
+    family: Family
+    spec: Model
+    config: Mapping[str, Any]
+    generation: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+    folder: FolderFiles | None = None
+    gguf: GgufFile | None = field(default=None, repr=False)
+
+
+def describe(ref: str | Path, *, config_only: bool = True, progress: bool = True) -> Described:
+    """Resolve a reference and read its config. ConfigError, CorruptFile, NotFound, UnsafeFile as each file deserves."""
+    source = resolve(ref, config_only=config_only, progress=progress)
+    if source.kind == "gguf":
+        file = read_gguf(source.path)
+        family, config = gguf_config(file)
+        return Described(source, family, family.spec(config), config, _token_ids(config), gguf=file)
+    if config_only and source.path.is_file() and source.path.suffix == ".json":
+        return _of_config(source, read_json(source.path), None)
+    files = folder_files(source.path, config_only=config_only)
+    return _of_config(source, read_json(files.config), files)
+
+
+def _of_config(source: Source, config: dict[str, Any], files: FolderFiles | None) -> Described:
+    if "model_type" not in config:
+        raise ConfigError(f"{source.path}: config.json has no 'model_type', so its family isn't known")
+    family = find(config["model_type"])
+    generation = _token_ids(config)
+    if files is not None and files.generation_config is not None:
+        generation |= read_json(files.generation_config)
+    notes = files.notes if files is not None else ()
+    return Described(source, family, family.spec(config), config, generation, notes, folder=files)
+
+
+def _token_ids(config: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {name: config[name] for name in names if config.get(name) is not None}

