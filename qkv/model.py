@@ -1,7 +1,7 @@
 """What a person holds: a Transformer with its tokenizer and its manners of generating.
 
-    m = qkv.load("smollm2")
-    m.generate("Once", max_tokens=20).text
+m = qkv.load("smollm2")
+m.generate("Once", max_tokens=20).text
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,7 +42,7 @@ class Model(Transformer):
     @overload
     def generate(self, prompts: str, *, stream: Literal[False] = False, **settings: Any) -> Generation: ...
     @overload
-    def generate(self, prompts: Sequence[str], *, stream: Literal[False] = False, **settings: Any) -> list[Generation]: ...
+    def generate(self, prompts: list[str], *, stream: Literal[False] = False, **settings: Any) -> list[Generation]: ...
     @overload
     def generate(self, prompts: Prompts, *, stream: Literal[True], **settings: Any) -> Iterator[Piece]: ...
     @overload

@@ -4,85 +4,20 @@
         mixer=Attention(heads=9, kv_heads=3, position=Rotary(base=1e5), mask=Causal()),
         mlp=Gated(1536, "silu"), norm=RMS(1e-5), place="pre"), layers=30, norm=RMS(1e-5)), head=LMHead(tied=True))
 
-A variation is another value of a part, never a flag that several places test. Every value checks itself when it is made:
-a wrong one raises ConfigError with the part and the field. `qkv.nn` holds the module that each value stands for, and
-`qkv.count` what each costs. A part of your own is a frozen dataclass that inherits one of the kinds below; saving,
-loading and diffing (`qkv.specfile`) then know it by its class name.
+A variation is another value of a part, never a flag that several places test. `qkv.nn` holds the module that each value stands
+for, and `qkv.count` what each costs. A part of your own is a frozen dataclass that inherits one of the kinds below;
+saving, loading and diffing (`qkv.specfile`) then know it by its class name.
 """
 
-import dataclasses
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Literal
 
-from qkv.errors import ConfigError
+from qkv.part import Part, number
 
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "relu2", "tanh")
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "relu2", "tanh"]
 Place = Literal["pre", "post", "sandwich", "parallel"]
-
-
-def number(low: float, high: float, default: Any = dataclasses.MISSING) -> Any:
-    """A field that must lie in low..high (both included). Limits are far above any real model: they stop a corrupt
-    config before it asks for memory."""
-    return field(default=default, metadata={"low": low, "high": high})
-
-
-@dataclass(frozen=True)
-class Part:
-    """A value in the tree. Subclasses are known by their class names."""
-
-    kinds: ClassVar[dict[str, type["Part"]]] = {}
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        Part.kinds[cls.__name__] = cls
-
-    def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for f in dataclasses.fields(self):
-            _check(self, f, hints[f.name])
-        self.check()
-
-    def check(self) -> None:
-        """What no single field shows."""
-
-    def wrong(self, name: str, why: str) -> ConfigError:
-        """The error for one field of this part."""
-        return ConfigError(f"{type(self).__name__}.{name} {why}")
-
-
-def _check(part: Part, f: dataclasses.Field[Any], hint: Any) -> None:
-    value = getattr(part, f.name)
-    kinds = get_args(hint) if get_origin(hint) not in (None, tuple, Literal) else (hint,)
-    if value is None and type(None) in kinds:
-        return
-    kinds = tuple(k for k in kinds if k is not type(None))
-    if not any(_fits(value, k) for k in kinds):
-        raise part.wrong(f.name, f"must be {' or '.join(map(_say, kinds))}, got {value!r}")
-    if "low" in f.metadata and not f.metadata["low"] <= value <= f.metadata["high"]:
-        raise part.wrong(f.name, f"must lie in {f.metadata['low']}..{f.metadata['high']}, got {value!r}")
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and len(value) > 0 and all(_fits(v, get_args(kind)[0]) for v in value)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return isinstance(value, kind)
-
-
-def _say(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return " | ".join(map(repr, get_args(kind)))
-    if get_origin(kind) is tuple:
-        return f"a tuple of {_say(get_args(kind)[0])}"
-    return {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}.get(kind, kind.__name__)
 
 
 # --- positions: what tells a token where it stands ------------------------------------------------------------------
@@ -171,7 +106,7 @@ class Llama3Scaling(Scaling):
 class Rotary(Relative):
     """q and k turned by angle pos·base^(−2i/dims), so scores see only m − n (RoFormer, arXiv 2104.09864).
 
-    `dims`: how many of the head's dimensions turn (None: all). `interleaved`: pairs (2i, 2i+1) instead of (i, i+dims/2)."""
+    `dims`: how many of the head's dimensions turn (None: all). `interleaved`: pairs (2i, 2i+1), not (i, i+dims/2)."""
 
     base: float = number(1.0 + 1e-9, 1e12, default=10000.0)
     dims: int | None = number(2, 2**16, default=None)
@@ -346,7 +281,7 @@ class Head(Part):
 
 @dataclass(frozen=True)
 class LMHead(Head):
-    """Logits over the vocabulary. `tied`: with the embedding's own matrix (arXiv 1608.05859); `softcap` as in Attention."""
+    """Logits over the vocabulary. `tied`: with the embedding's matrix (arXiv 1608.05859); `softcap` as in Attention."""
 
     tied: bool = True
     bias: bool = False

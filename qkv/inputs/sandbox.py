@@ -54,6 +54,12 @@ class _Undefined(Undefined):
 class _Namespace(Namespace):
     """A namespace without underscore names, which are the way into CPython's objects (as in transformers)."""
 
+    def __init__(*args: Any, **kwargs: Any) -> None:  # no named self: `namespace(self=…)` is valid Jinja
+        self, values = args[0], dict(*args[1:], **kwargs)
+        Namespace.__init__(self)
+        for name, value in values.items():
+            self[name] = value
+
     def __setitem__(self, name: str, value: Any) -> None:
         if name.startswith("_"):
             raise jinja2.exceptions.SecurityError(f"a namespace can't hold {name!r}: it begins with an underscore")
@@ -128,8 +134,10 @@ def render(template: str, variables: Mapping[str, Any]) -> dict[str, Any]:
                 raise _TooLong
             pieces.append(piece)
         return {"text": "".join(pieces)}
-    except (MemoryError, RecursionError):
+    except MemoryError:
         raise
+    except RecursionError as error:
+        return {"failed": "it nests or calls itself too deeply", "line": _line(error)}
     except _TooLong as error:
         return {"failed": f"its output has more than {MAX_OUTPUT:,} characters", "line": _line(error)}
     except _Refused as error:
@@ -141,12 +149,9 @@ def render(template: str, variables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _line(error: BaseException) -> int | None:
-    frames = [line for frame, line in traceback.walk_tb(error.__traceback__) if _in_template(frame.f_code.co_filename)]
-    return frames[-1] if frames else None
-
-
-def _in_template(filename: str) -> bool:
-    return filename in ("<template>", "<unknown>")
+    walk = traceback.walk_tb(error.__traceback__)
+    lines = [line for frame, line in walk if frame.f_code.co_filename == "<template>"]
+    return lines[-1] if lines else None
 
 
 def main() -> None:

@@ -113,7 +113,7 @@ def q4_k(blocks: Tensor, out: Tensor) -> None:
 
 
 def q5_k(blocks: Tensor, out: Tensor) -> None:
-    """`{f16 d, dmin; u8 scales[12]; u8 h[32]; u8 q[128]}`: as q4_k; bit g of h[j] is the fifth of group g's weight j."""
+    """`{f16 d, dmin; u8 scales[12]; u8 h[32]; u8 q[128]}`: as q4_k; bit g of h[j] is group g's fifth bit j."""
     scale, low = _scale_min(blocks)
     q = _nibbles(blocks[:, 48:].view(-1, 4, 32)).view(-1, 8, 32).bitwise_or_(_bits(blocks[:, 16:48], 1) << 4)
     out.copy_(q.flatten(1)).view(-1, 8, 32).mul_(scale).sub_(low)

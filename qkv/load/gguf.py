@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 MAX_HEADER = 100_000_000  # bytes, as in safetensors; a vocabulary of 262,144 tokens needs under 10 MB
-_MAX_KEY = 65535
+_MAX_NAME = 65535
 _MAX_DIMS = 4
 _MAX_COUNT = 2**63 - 1
 
@@ -150,15 +150,20 @@ class _Reader:
         value: int = _U64.unpack_from(self.data, self.skip(8, what))[0]
         return value
 
-    def string(self, what: str, most: int = MAX_HEADER) -> str:
-        nbytes = self.u64(what)
-        if nbytes > most:
-            raise self.corrupt(f"{what} is {nbytes} bytes long, more than {most}")
-        start = self.skip(nbytes, what)
+    def string(self, what: str) -> str:
+        start = self.skip(self.u64(what), what)
         try:
             return self.data[start : self.at].decode()
         except UnicodeDecodeError as error:
             raise self.corrupt(f"{what} is not UTF-8: {error.reason} at byte {start + error.start}") from error
+
+    def name(self, what: str) -> str:
+        """A string of 1 to 65,535 bytes, the format's limit for keys."""
+        start = self.at
+        name = self.string(what)
+        if not 1 <= self.at - start - 8 <= _MAX_NAME:
+            raise self.corrupt(f"{what} is " + (f"longer than {_MAX_NAME} bytes" if name else "empty"))
+        return name
 
     def count(self, count: int, least: int, what: str) -> None:
         """Raises CorruptFile unless `count` items of at least `least` bytes each can still follow."""
@@ -183,7 +188,7 @@ def _metadata(reader: _Reader, count: int) -> dict[str, object]:
     reader.count(count, 13, "metadata")
     pairs: dict[str, object] = {}
     for index in range(count):
-        key = reader.string(f"metadata key {index}", _MAX_KEY)
+        key = reader.name(f"metadata key {index}")
         if key in pairs:
             raise reader.corrupt(f"metadata key {key!r} occurs twice")
         pairs[key] = _value(reader, reader.u32(f"type of {key!r}"), f"metadata {key!r}")
@@ -247,7 +252,7 @@ def _entries(reader: _Reader, count: int) -> dict[str, _Entry]:
     reader.count(count, 24, "tensor infos")
     entries: dict[str, _Entry] = {}
     for index in range(count):
-        name = reader.string(f"name of tensor {index}", _MAX_KEY)
+        name = reader.name(f"name of tensor {index}")
         what = f"tensor {name!r}"
         if name in entries:
             raise reader.corrupt(f"{what} occurs twice")

@@ -2,14 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from qkv import spec
 from qkv.errors import ConfigError, InputError
 from qkv.families.family import Row, find
 from qkv.families.gguf import TENSORS
@@ -17,10 +15,11 @@ from qkv.inputs.text import Tokenizer
 from qkv.load.describe import Described, describe
 from qkv.load.ggml import ROPE_FACTORS
 from qkv.load.gguf import GgufFile
-from qkv.load.safetensors import Header, read_header, read_shards, save_sharded
+from qkv.load.safetensors import Shards, open_tensors, save_sharded
 from qkv.load.weights import Checkpoint, export, fill
 from qkv.load.write import write_json
 from qkv.nn.stack import Transformer
+from qkv.specfile import diff
 
 T = TypeVar("T", bound=Transformer)
 
@@ -28,25 +27,17 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 @dataclass(frozen=True)
-class SafetensorsCheckpoint:
-    """One file or all shards of one checkpoint."""
+class FolderCheckpoint:
+    """One safetensors file or all shards of a folder."""
 
-    root: Path
-    files: tuple[Header, ...]
-
-    @property
-    def where(self) -> str:
-        return str(self.root)
-
-    @cached_property
-    def _home(self) -> Mapping[str, Header]:
-        return {name: header for header in self.files for name in header.tensors}
+    where: str
+    shards: Shards
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {name: tuple(header.tensors[name].shape) for name, header in self._home.items()}
+        return {name: info.shape for name, info in self.shards.tensors.items()}
 
     def read(self, name: str) -> Tensor:
-        return self._home[name].read(name)
+        return self.shards.read(name)
 
 
 @dataclass(frozen=True)
@@ -91,8 +82,8 @@ def load_model(
     else:
         assert described.folder is not None
         files = described.folder
-        headers = read_shards(files.index) if files.index else [read_header(f) for f in files.weights]
-        rows, checkpoint = described.family.weights, SafetensorsCheckpoint(files.root, tuple(headers))
+        rows = described.family.weights
+        checkpoint = FolderCheckpoint(str(files.root), open_tensors(files.weights, files.index))
         tokenizer = Tokenizer.from_folder(files.root) if "tokenizer.json" in files.tokenizer else None
     notes = fill(model, rows, checkpoint, described.family, dtype=dtype, device=device)
     if tokenizer is not None:
@@ -126,7 +117,7 @@ def save_model(
         raise ConfigError("this model's spec names no family, so there is no config.json that would describe it")
     config = family.config(model.spec)
     if family.spec(config) != model.spec:
-        said = spec.changes(family.spec(config), model.spec)
+        said = "; ".join(map(str, diff(family.spec(config), model.spec)))
         raise ConfigError(f"a {family.name} config can't say this: {said}")
     target = Path(folder)
     if (target / "config.json").exists() or any(target.glob("*.safetensors*")):

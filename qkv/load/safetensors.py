@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from qkv.errors import CorruptFile, NotFound, WeightError
-from qkv.load.folder import INDEX, MAX_INDEX, SINGLE, parse_json, read_json
+from qkv.load.folder import INDEX, MAX_INDEX, SINGLE, inside, parse_json, read_json, shard_names
 from qkv.load.mapped import Identity, identify, map_bytes, open_regular
 
 if TYPE_CHECKING:
@@ -83,20 +83,6 @@ class Header:
         return raw.view(getattr(torch, DTYPES[dtype][0])).view(shape)
 
 
-@dataclass(frozen=True)
-class Shards:
-    """The tensors of one file or of several as one table."""
-
-    tensors: dict[str, TensorInfo]
-    headers: dict[str, Header]  # by tensor name
-
-    def read(self, name: str) -> Tensor:
-        """As `Header.read`, from the file that holds it."""
-        if name not in self.headers:
-            raise NotFound(f"no tensor {name!r} in {', '.join(sorted({str(h.path) for h in self.headers.values()}))}")
-        return self.headers[name].read(name)
-
-
 def read_header(path: str | Path) -> Header:
     """Check and read a file's header. Raises CorruptFile naming the file and the tensor at fault, or NotFound."""
     path = Path(path)
@@ -113,32 +99,24 @@ def read_header(path: str | Path) -> Header:
     return Header(path, tensors, metadata, identity)
 
 
-def open_tensors(files: Sequence[Path], index: Path | None = None) -> Shards:
-    """The headers of a model's files as one table; with an `index`, it and the files must say the same.
+def read_shards(index: Path) -> tuple[Header, ...]:
+    """The headers of all shards of an index, which together must hold what it lists, each tensor once.
 
-    Only `files` are opened: the names in the index are compared, never followed (see `folder.shard_names` for them).
-    Raises one CorruptFile that lists every broken, missing or surplus file and every tensor that is missing, misplaced,
-    unlisted or in two files.
+    Raises one CorruptFile that lists every missing or broken shard and every tensor that is missing, unlisted or in two
+    shards; and what `folder.shard_names` and `folder.inside` raise, before any shard is opened.
     """
+    paths = [inside(index.parent, name) for name in shard_names(index)]
     headers: list[Header] = []
     problems: list[str] = []
-    for path in files:
+    for path in paths:
         try:
             headers.append(read_header(path))
         except (CorruptFile, NotFound) as error:
             problems.append(str(error))
-    homes: dict[str, Header] = {}
-    for header in headers:
-        for name in header.tensors:
-            if name in homes:
-                problems.append(f"tensor {name!r} is in {homes[name].path.name} and in {header.path.name}")
-            homes[name] = header
-    if index is not None:
-        problems += _index_problems(index, {path.name for path in files}, headers)
+    problems += _differences(read_json(index, limit=MAX_INDEX)["weight_map"], headers)
     if problems:
-        where = index if index is not None else files[0].parent
-        raise CorruptFile("\n  ".join([f"{where}: {len(problems)} problem(s) with its tensors:", *problems]))
-    return Shards({name: header.tensors[name] for name, header in homes.items()}, homes)
+        raise CorruptFile("\n  ".join([f"{index}: {len(problems)} problem(s) with its shards:", *problems]))
+    return tuple(headers)
 
 
 def save_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] = FORMAT) -> None:
@@ -155,8 +133,7 @@ def save_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: 
 def save_sharded(folder: str | Path, tensors: Mapping[str, Tensor], max_shard_bytes: int = 5 * 10**9) -> list[Path]:
     """Write `model.safetensors`, or an index and shards of up to `max_shard_bytes` (a larger tensor has its own).
 
-    Returns the files with tensors. Removes the weights that an earlier save left under other names in `folder`:
-    a reader would prefer one over the other. Raises WeightError as `save_safetensors` does.
+    Returns the files with tensors. Raises WeightError as `save_safetensors` does.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -164,17 +141,12 @@ def save_sharded(folder: str | Path, tensors: Mapping[str, Tensor], max_shard_by
     names = [SINGLE] if len(shards) == 1 else [_shard_name(i + 1, len(shards)) for i in range(len(shards))]
     for name, shard in zip(names, shards, strict=True):
         save_safetensors(folder / name, shard)
-    keep = set(names)
     if len(shards) > 1:
-        keep.add(INDEX)
         weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         total = sum(tensor.nbytes for tensor in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         with _renamed_when_whole(folder / INDEX) as temporary:
             temporary.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    for old in folder.iterdir():
-        if old.name not in keep and re.fullmatch(rf"{SINGLE}|{INDEX}|model-\d{{5}}-of-\d{{5}}\.safetensors", old.name):
-            old.unlink()
     return [folder / name for name in names]
 
 
@@ -238,19 +210,20 @@ def _check_layout(path: Path, tensors: dict[str, TensorInfo], data_start: int, s
         raise CorruptFile(f"{path}: {size - at} bytes after the last tensor belong to no tensor")
 
 
-def _index_problems(index: Path, files: set[str], headers: Sequence[Header]) -> Iterator[str]:
-    weight_map = read_json(index, limit=MAX_INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-        raise CorruptFile(f"{index}: weight_map must map tensor names to shard files")
-    listed = set(weight_map.values())
-    yield from (f"{name!r} is named in the index and not among the files" for name in sorted(listed - files))
-    yield from (f"{name!r} is not named in the index" for name in sorted(files - listed))
+def _differences(weight_map: Mapping[str, str], headers: Sequence[Header]) -> Iterator[str]:
+    """Where the index and the readable shards disagree, in words."""
     held = {header.path.name: header.tensors for header in headers}
     for name, shard in weight_map.items():
         if shard in held and name not in held[shard]:
-            yield f"tensor {name!r} is not in {shard}, where the index puts it"
-    for shard in sorted(held.keys() & listed):
-        yield from (f"tensor {n!r} in {shard} is not in the index" for n in held[shard] if n not in weight_map)
+            yield f"{shard} lacks the tensor {name!r} that the index lists for it"
+    homes: dict[str, str] = {}
+    for shard, tensors in held.items():
+        for name in tensors:
+            if name not in weight_map:
+                yield f"{shard} holds the tensor {name!r}, which the index does not list"
+            if name in homes:
+                yield f"tensor {name!r} is in {homes[name]} and in {shard}"
+            homes[name] = shard
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

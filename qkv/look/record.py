@@ -1,8 +1,8 @@
-"""Recording what a model does inside, from outside: parts are wrapped while the tape runs, the model never learns of it.
+"""Recording what a model does inside, from outside: parts are wrapped while the tape runs.
 
-    with qkv.record(m, attention=True) as tape:
-        m(ids)
-    tape.attention[layer]        # [heads, queries, keys], rows sum to one
+with qkv.record(m, attention=True) as tape:
+    m(ids)
+tape.attention[layer]        # [heads, queries, keys], rows sum to one
 """
 
 from collections.abc import Iterator

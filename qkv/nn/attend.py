@@ -67,7 +67,14 @@ def allowed_table(mask: Mask, batch: Batch, positions: Tensor) -> Tensor:
 
 
 def weights(
-    q: Tensor, k: Tensor, *, allowed: Tensor | None, bias: Tensor | None, causal: bool, scale: float, softcap: float | None
+    q: Tensor,
+    k: Tensor,
+    *,
+    allowed: Tensor | None,
+    bias: Tensor | None,
+    causal: bool,
+    scale: float,
+    softcap: float | None,
 ) -> Tensor:
     """The attention weights [B, H, Q, K], softmax in float32. A query that sees no key has weights of zero."""
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)

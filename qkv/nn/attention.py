@@ -10,6 +10,7 @@ from qkv.errors import ConfigError
 from qkv.nn.attend import attend
 from qkv.nn.batch import Batch
 from qkv.nn.cache import Contiguous, Ring, Storage
+from qkv.nn.linear import Linear
 from qkv.nn.mask import Full, Mask
 from qkv.nn.parts import build, implements
 from qkv.nn.position import Relative
@@ -23,10 +24,10 @@ class Attention(nn.Module):
         super().__init__()
         H, G, D = attention.heads, attention.kv_heads, attention.head_width(dim)
         self.spec, self.heads, self.kv_heads, self.head_dim = attention, H, G, D
-        self.q = nn.Linear(dim, H * D, bias=attention.qkv_bias)
-        self.k = nn.Linear(dim, G * D, bias=attention.qkv_bias)
-        self.v = nn.Linear(dim, G * D, bias=attention.qkv_bias)
-        self.out = nn.Linear(H * D, dim, bias=attention.out_bias)
+        self.q = Linear(dim, H * D, bias=attention.qkv_bias)
+        self.k = Linear(dim, G * D, bias=attention.qkv_bias)
+        self.v = Linear(dim, G * D, bias=attention.qkv_bias)
+        self.out = Linear(H * D, dim, bias=attention.out_bias)
         self.q_norm = build(attention.qk_norm, D) if attention.qk_norm else nn.Identity()
         self.k_norm = build(attention.qk_norm, D) if attention.qk_norm else nn.Identity()
         self.position: Relative = build(attention.position, H, D) if attention.position else Relative()

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from qkv import spec
 from qkv.nn.batch import Batch
+from qkv.nn.linear import Embedding
 from qkv.nn.parts import build, implements
 
 
@@ -14,7 +15,7 @@ class Embed(nn.Module):
 
     def __init__(self, embed: spec.Embed, vocab: int, dim: int) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(vocab, dim)
+        self.tokens = Embedding(vocab, dim)
         self.scale = embed.scale
         self.position = build(embed.position, dim) if embed.position else None
         self.norm = build(embed.norm, dim) if embed.norm else nn.Identity()

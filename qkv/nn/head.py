@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qkv import spec
+from qkv.nn.linear import fresh
 from qkv.nn.parts import implements
 
 
@@ -15,7 +16,7 @@ class LMHead(nn.Module):
     def __init__(self, head: spec.LMHead, vocab: int, dim: int) -> None:
         super().__init__()
         self.softcap = head.softcap
-        self.weight = None if head.tied else nn.Parameter(torch.randn(vocab, dim) * dim**-0.5)
+        self.weight = None if head.tied else fresh(vocab, dim)
         self.bias = nn.Parameter(torch.zeros(vocab)) if head.bias else None
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:

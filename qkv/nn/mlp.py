@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qkv import spec
+from qkv.nn.linear import Linear
 from qkv.nn.parts import implements
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -26,8 +27,8 @@ class Plain(nn.Module):
     def __init__(self, mlp: spec.Plain, dim: int) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[mlp.activation]
-        self.up = nn.Linear(dim, mlp.width, bias=mlp.bias)
-        self.down = nn.Linear(mlp.width, dim, bias=mlp.bias)
+        self.up = Linear(dim, mlp.width, bias=mlp.bias)
+        self.down = Linear(mlp.width, dim, bias=mlp.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.activation(self.up(x)))  # type: ignore[no-any-return]
@@ -40,9 +41,9 @@ class Gated(nn.Module):
     def __init__(self, mlp: spec.Gated, dim: int) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[mlp.activation]
-        self.gate = nn.Linear(dim, mlp.width, bias=mlp.bias)
-        self.up = nn.Linear(dim, mlp.width, bias=mlp.bias)
-        self.down = nn.Linear(mlp.width, dim, bias=mlp.bias)
+        self.gate = Linear(dim, mlp.width, bias=mlp.bias)
+        self.up = Linear(dim, mlp.width, bias=mlp.bias)
+        self.down = Linear(mlp.width, dim, bias=mlp.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.activation(self.gate(x)) * self.up(x))  # type: ignore[no-any-return]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from qkv import spec
 from qkv.errors import InputError
 from qkv.nn.batch import Batch
+from qkv.nn.linear import fresh
 from qkv.nn.parts import build, implements
 
 # --- added to the token's vector ------------------------------------------------------------------------------------
@@ -27,7 +28,7 @@ class Learned(nn.Module):
     def __init__(self, position: spec.Learned, dim: int) -> None:
         super().__init__()
         self.length, self.offset = position.length, position.offset
-        self.weight = nn.Parameter(torch.randn(position.length + position.offset, dim) * 0.02)
+        self.weight = fresh(position.length + position.offset, dim)
 
     def forward(self, batch: Batch) -> Tensor:
         """[T, C]. InputError: a sequence is longer than the table."""
@@ -149,7 +150,7 @@ class RelativeBias(Relative):
     def __init__(self, position: spec.RelativeBias, heads: int, head_dim: int) -> None:
         super().__init__()
         self.spec = position
-        self.weight = nn.Parameter(torch.randn(position.buckets, heads) * 0.02)
+        self.weight = fresh(position.buckets, heads)
 
     def buckets(self, distance: Tensor) -> Tensor:
         """key − query → the bucket's number, as T5's code counts them."""

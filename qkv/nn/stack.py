@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from qkv import spec
 from qkv.errors import InputError
+from qkv.nn import attention, block, embed, head, mlp, norm  # noqa: F401  (importing registers their parts)
 from qkv.nn.batch import Batch
 from qkv.nn.cache import Cache, Storage, Stream
 from qkv.nn.parts import build, implements
@@ -23,15 +24,15 @@ class Stack(nn.Module):
     def __init__(self, stack: spec.Stack, vocab: int, dim: int) -> None:
         super().__init__()
         self.embed = build(stack.embed, vocab, dim)
-        self.blocks = nn.ModuleList(build(block, dim) for block in stack)
+        self.blocks = nn.ModuleList(build(layer, dim) for layer in stack)
         self.norm = build(stack.norm, dim) if stack.norm else nn.Identity()
 
     def forward(self, ids: Tensor, batch: Batch, cache: Cache | None = None) -> Tensor:
         """ids [T] → states [T, C]."""
         x = self.embed(ids, batch)
         storages: list[Storage] | repeat[Storage] = cache.layers if cache is not None else repeat(Stream())
-        for block, storage in zip(self.blocks, storages, strict=False):
-            x = block(x, batch, storage)
+        for layer, storage in zip(self.blocks, storages, strict=False):
+            x = layer(x, batch, storage)
         return self.norm(x)  # type: ignore[no-any-return]
 
 
@@ -43,11 +44,6 @@ class Transformer(nn.Module):
         self.spec = model
         self.decoder: Stack = build(model.decoder, model.vocab, model.dim)
         self.head = build(model.head, model.vocab, model.dim)
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
 
     @property
     def device(self) -> torch.device:
@@ -86,7 +82,7 @@ class Transformer(nn.Module):
     def new_cache(self, length: int | None = None) -> Cache:
         """An empty cache for any number of sequences (the first step decides) of at most `length` tokens each, all
         of whose memory is taken at the first step; None: it grows as needed, up to twice what is held."""
-        return Cache([block.mixer.new_storage(length) for block in self.decoder.blocks], length)
+        return Cache([layer.mixer.new_storage(length) for layer in self.decoder.blocks], length)
 
 
 def as_stream(ids: Ids, vocab: int, device: torch.device) -> tuple[Tensor, list[int]]:

