@@ -172,10 +172,10 @@ def parameters_by_part(model: spec.Model) -> dict[str, int]:
 def flops_per_token(model: spec.Model, context: int) -> int:
     """Floating-point operations to read one token forward when it sees `context` tokens, itself included.
 
-    2 · (numbers in every matrix that multiplies, the head's too) + Σ layers 4 · heads · head_dim · min(context, window),
-
-    q·k and weights·v at two operations each. Norms, activations and softmax are left out. Over a text of n tokens the
-    mean is what its middle token costs, context n / 2. Training takes three times as much (forward, twice backward)."""
+    2 · (numbers in every matrix that multiplies, the head's too) + Σ layers 4 · heads · head_dim · keys, where the
+    keys are min(context, window): q·k and weights·v at two operations each. Norms, activations and softmax are left
+    out. Over a text of n tokens the mean is what its middle token costs, context n / 2. Training takes three times as
+    much (forward, and backward twice that)."""
     _whole("context", context)
     pieces = [(piece, times) for _, piece, times in _pieces(model)]
     return 2 * sum(times * (piece.products + piece.scores * piece.seen(context)) for piece, times in pieces)

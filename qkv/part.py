@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
 from qkv.errors import ConfigError
 
@@ -14,7 +14,16 @@ def number(low: float, high: float, default: Any = dataclasses.MISSING) -> Any:
     return field(default=default, metadata={"low": low, "high": high})
 
 
-@dataclass(frozen=True)
+C = TypeVar("C", bound=type)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(number, field))
+def part(cls: C) -> C:
+    """A class of parts: a frozen dataclass."""
+    return dataclass(frozen=True)(cls)  # type: ignore[return-value]
+
+
+@part
 class Part:
     """A value in the tree. Subclasses are known by their class names."""
 

@@ -4,18 +4,18 @@
         mixer=Attention(heads=9, kv_heads=3, position=Rotary(base=1e5), mask=Causal()),
         mlp=Gated(1536, "silu"), norm=RMS(1e-5), place="pre"), layers=30, norm=RMS(1e-5)), head=LMHead(tied=True))
 
-A variation is another value of a part, never a flag that several places test. `qkv.nn` holds the module that each value stands
-for, and `qkv.count` what each costs. A part of your own is a frozen dataclass that inherits one of the kinds below;
+A variation is another value of a part, never a flag that several places test. `qkv.nn` holds the module that each value
+stands for, `qkv.count` what each costs. A part of your own is a frozen dataclass that inherits one of the kinds below;
 saving, loading and diffing (`qkv.specfile`) then know it by its class name.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
-from qkv.part import Part, number
+from qkv.part import Part as Part
+from qkv.part import number, part
 
-ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "relu2", "tanh")
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "relu2", "tanh"]
 Place = Literal["pre", "post", "sandwich", "parallel"]
 
@@ -23,18 +23,18 @@ Place = Literal["pre", "post", "sandwich", "parallel"]
 # --- positions: what tells a token where it stands ------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@part
 class Added(Part):
     """A position that is added to the token's vector. None in its place: order comes from the mask alone, or from
     the attention's own position (NoPE, arXiv 2305.19466)."""
 
 
-@dataclass(frozen=True)
+@part
 class Relative(Part):
     """A position that acts inside attention: it turns q and k, or biases their scores."""
 
 
-@dataclass(frozen=True)
+@part
 class Learned(Added):
     """One trained vector a position (GPT-2, BERT). `offset` rows come first that no token uses (BART, RoBERTa)."""
 
@@ -42,7 +42,7 @@ class Learned(Added):
     offset: int = number(0, 1024, default=0)
 
 
-@dataclass(frozen=True)
+@part
 class Sinusoidal(Added):
     """sin and cos of pos / base^(2i/dim) (Vaswani et al. 2017, §3.5): in turn, or all sines first (`halves`)."""
 
@@ -50,24 +50,24 @@ class Sinusoidal(Added):
     halves: bool = False
 
 
-@dataclass(frozen=True)
+@part
 class Scaling(Part):
     """How rotary frequencies are stretched beyond the trained length."""
 
     factor: float = number(1e-3, 1e4)
 
 
-@dataclass(frozen=True)
+@part
 class LinearScaling(Scaling):
     """Every frequency / factor: position interpolation (arXiv 2306.15595)."""
 
 
-@dataclass(frozen=True)
+@part
 class NTKScaling(Scaling):
     """A larger base: base · factor^(d/(d−2)) ("NTK-aware", bloc97 2023). The same at every length."""
 
 
-@dataclass(frozen=True)
+@part
 class DynamicNTKScaling(Scaling):
     """NTK whose base grows with the sequence past `length` tokens, as transformers' `rope_type: dynamic`.
 
@@ -76,7 +76,7 @@ class DynamicNTKScaling(Scaling):
     length: int = number(1, 2**30, default=2048)
 
 
-@dataclass(frozen=True)
+@part
 class Yarn(Scaling):
     """Slow frequencies interpolated, fast ones kept, a ramp between (YaRN, arXiv 2309.00071, §3.2–3.4).
 
@@ -89,7 +89,7 @@ class Yarn(Scaling):
     truncate: bool = True
 
 
-@dataclass(frozen=True)
+@part
 class Llama3Scaling(Scaling):
     """Wavelengths above length/low divided by factor, below length/high kept, smoothed between (Llama 3.1)."""
 
@@ -102,7 +102,7 @@ class Llama3Scaling(Scaling):
             raise self.wrong("high", f"must be above low ({self.low}), got {self.high}")
 
 
-@dataclass(frozen=True)
+@part
 class Rotary(Relative):
     """q and k turned by angle pos·base^(−2i/dims), so scores see only m − n (RoFormer, arXiv 2104.09864).
 
@@ -118,12 +118,12 @@ class Rotary(Relative):
             raise self.wrong("dims", f"must be even, got {self.dims}")
 
 
-@dataclass(frozen=True)
+@part
 class Alibi(Relative):
     """slope_h · (key position − query position) added to the scores (ALiBi, arXiv 2108.12409)."""
 
 
-@dataclass(frozen=True)
+@part
 class RelativeBias(Relative):
     """A trained number for each head and bucket of distance (T5, arXiv 1910.10683, §2.1)."""
 
@@ -135,22 +135,22 @@ class RelativeBias(Relative):
 # --- masks: which keys a query may see ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@part
 class Mask(Part):
     """A rule on the positions of query and key."""
 
 
-@dataclass(frozen=True)
+@part
 class Full(Mask):
     """Every key of the sequence."""
 
 
-@dataclass(frozen=True)
+@part
 class Causal(Mask):
     """Keys at or before the query."""
 
 
-@dataclass(frozen=True)
+@part
 class Window(Mask):
     """The query's own and the size − 1 keys before it (Mistral, arXiv 2310.06825; Longformer's local part)."""
 
@@ -160,28 +160,28 @@ class Window(Mask):
 # --- norms, MLPs ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@part
 class Norm(Part):
     """Puts each token's vector on one scale."""
 
     eps: float = number(1e-12, 1.0, default=1e-5)
 
 
-@dataclass(frozen=True)
+@part
 class LayerNorm(Norm):
     """(x − mean) / √(var + eps) · w + b (arXiv 1607.06450)."""
 
     bias: bool = True
 
 
-@dataclass(frozen=True)
+@part
 class RMS(Norm):
     """x / √(mean x² + eps) · w (arXiv 1910.07467); `one_plus`: · (1 + w), as Gemma stores it."""
 
     one_plus: bool = False
 
 
-@dataclass(frozen=True)
+@part
 class MLP(Part):
     """What each token does alone. `width`: hidden units."""
 
@@ -190,12 +190,12 @@ class MLP(Part):
     bias: bool = False
 
 
-@dataclass(frozen=True)
+@part
 class Plain(MLP):
     """W₂ σ(W₁ x)."""
 
 
-@dataclass(frozen=True)
+@part
 class Gated(MLP):
     """W_down (σ(W_gate x) ⊙ W_up x) (GLU variants, arXiv 2002.05202)."""
 
@@ -203,12 +203,12 @@ class Gated(MLP):
 # --- mixers, blocks, stacks, models ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@part
 class Mixer(Part):
     """Where tokens of a sequence meet."""
 
 
-@dataclass(frozen=True)
+@part
 class Attention(Mixer):
     """softmax(q kᵀ · scale) v. kv_heads = heads: multi-head; 1: multi-query (arXiv 1911.02150); between: grouped
     (arXiv 2305.13245). head_dim None: dim / heads. scale None: 1/√head_dim. `qk_norm` acts on each head's q and k;
@@ -235,7 +235,7 @@ class Attention(Mixer):
         return self.head_dim if self.head_dim is not None else dim // self.heads
 
 
-@dataclass(frozen=True)
+@part
 class Block(Part):
     """A mixer and an MLP, each beside a residual path. `place` of the norm: before ("pre"), after the sum ("post"),
     both sides of each part ("sandwich"), or before both parts, which then run side by side ("parallel")."""
@@ -247,7 +247,7 @@ class Block(Part):
     dropout: float = number(0.0, 1.0, default=0.0)
 
 
-@dataclass(frozen=True)
+@part
 class Embed(Part):
     """Token vectors: · scale, + position, norm, dropout."""
 
@@ -257,7 +257,7 @@ class Embed(Part):
     dropout: float = number(0.0, 1.0, default=0.0)
 
 
-@dataclass(frozen=True)
+@part
 class Stack(Part):
     """`layers` blocks, the given ones in turn: one block means all alike, (local, local, full) a repeating pattern."""
 
@@ -274,12 +274,12 @@ class Stack(Part):
         return (self.blocks[i % len(self.blocks)] for i in range(self.layers))
 
 
-@dataclass(frozen=True)
+@part
 class Head(Part):
     """What is read off the last states."""
 
 
-@dataclass(frozen=True)
+@part
 class LMHead(Head):
     """Logits over the vocabulary. `tied`: with the embedding's matrix (arXiv 1608.05859); `softcap` as in Attention."""
 
@@ -288,7 +288,7 @@ class LMHead(Head):
     softcap: float | None = number(1e-6, 1e9, default=None)
 
 
-@dataclass(frozen=True)
+@part
 class Model(Part):
     """A whole model. `context`: tokens it was trained on at a time (None: not said). `family`: the Hugging Face
     model_type whose names and config it is saved under ("": none, it can't be saved for others)."""

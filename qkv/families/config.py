@@ -1,7 +1,6 @@
 """Reading a config.json strictly: every key is taken once, with its type and limits, or stands at its default, or is
 known to change nothing. Whatever is left is an error that names it: a silent default would be a silent wrong answer."""
 
-import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -20,12 +19,12 @@ NEUTRAL = frozenset(
     "num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty "
     "no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores "
     "forced_bos_token_id forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens "
-    "begin_suppress_tokens prefix decoder_start_token_id".split()
+    "begin_suppress_tokens prefix decoder_start_token_id is_decoder cache_implementation classifier_dropout "
+    "transformers.js_config is_llama_config unsloth_fixed unsloth_version".split()
 )
 
 # Keys that may stand only at these values.
 DEFAULTS: dict[str, Any] = {
-    "is_decoder": None,
     "is_encoder_decoder": False,
     "add_cross_attention": False,
     "cross_attention_hidden_size": None,
@@ -34,7 +33,6 @@ DEFAULTS: dict[str, Any] = {
     "pruned_heads": {},
     "tf_legacy_loss": False,
 }
-DEFAULTS_ANY = {"is_decoder"}  # true or false, a decoder-only family is one
 
 
 class Reader:
@@ -47,41 +45,45 @@ class Reader:
     def wrong(self, key: str, why: str) -> ConfigError:
         return ConfigError(f"{self.where} config: {key!r} {why}")
 
-    def get(self, *keys: str, default: Any = REQUIRED) -> Any:
-        """The first of these keys that is there; all count as taken."""
+    def get(self, *keys: str, default: Any = REQUIRED, null: Any = REQUIRED) -> Any:
+        """A key under any of its names; all count as taken. `default` stands where it is absent, and for null too
+        unless `null` says what that means. ConfigError: missing, or two names say two things."""
         self.taken.update(keys)
-        for key in keys:
-            if key in self.config:
-                return self.config[key]
+        there = [k for k in keys if k in self.config]
+        said = [self.config[k] for k in there if self.config[k] is not None]
+        if any(value != said[0] for value in said):
+            raise self.wrong(keys[0], f"is said twice, as {' and '.join(repr(v) for v in said)} ({', '.join(there)})")
+        if said:
+            return said[0]
+        if there and null is not REQUIRED:
+            return null
         if default is REQUIRED:
-            raise self.wrong(keys[0], "is missing")
+            raise self.wrong(keys[0], "is null" if there else "is missing")
         return default
 
-    def whole(self, *keys: str, default: Any = REQUIRED, low: int = 1, high: int = 2**40) -> Any:
-        """A whole number in low..high. A default of None allows null."""
-        value = self.get(*keys, default=default)
-        if value is None and default is not REQUIRED:
-            return default
+    def whole(self, *keys: str, default: Any = REQUIRED, null: Any = REQUIRED, low: int = 1, high: int = 2**30) -> Any:
+        """A whole number in low..high, or what stands for none."""
+        value = self.get(*keys, default=default, null=null)
+        if value is default or value is null:
+            return value
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise self.wrong(keys[0], f"must be a whole number in {low}..{high}, got {value!r}")
         return value
 
-    def number(self, *keys: str, default: Any = REQUIRED, low: float = 0.0, high: float = 1e12) -> Any:
-        """A finite number in low..high, the low end only where it is 0 by default. A default of None allows null."""
-        value = self.get(*keys, default=default)
-        if value is None and default is not REQUIRED:
-            return default
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise self.wrong(keys[0], f"must be a finite number, got {value!r}")
-        if not low <= value <= high:
-            raise self.wrong(keys[0], f"must lie in {low}..{high}, got {value!r}")
+    def number(
+        self, *keys: str, default: Any = REQUIRED, null: Any = REQUIRED, low: float = 0.0, high: float = 1e12
+    ) -> Any:
+        """A finite number in low..high, or what stands for none."""
+        value = self.get(*keys, default=default, null=null)
+        if value is default or value is null:
+            return value
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise self.wrong(keys[0], f"must be a number in {low:g}..{high:g}, got {value!r}")
         return float(value)
 
     def flag(self, *keys: str, default: Any = REQUIRED) -> Any:
         """true or false."""
         value = self.get(*keys, default=default)
-        if value is None and default is not REQUIRED:
-            return default
         if not isinstance(value, bool):
             raise self.wrong(keys[0], f"must be true or false, got {value!r}")
         return value
@@ -92,6 +94,14 @@ class Reader:
         if not isinstance(value, str) or value not in options:
             raise self.wrong(keys[0], f"must be one of {', '.join(options)}, got {value!r}")
         return options[value]
+
+    def layers(self, *keys: str) -> int:
+        """The number of layers: far above any real model's, yet small enough to make a list of."""
+        return self.whole(*keys, high=4096)  # type: ignore[no-any-return]
+
+    def ignore(self, *keys: str) -> None:
+        """Keys of this family that change no number here."""
+        self.taken.update(keys)
 
     def only(self, key: str, *allowed: Any) -> None:
         """A key that may be there only at these values: qkv has no part for the others."""
@@ -111,7 +121,7 @@ class Reader:
     def done(self) -> None:
         """Everything was understood, or ConfigError with what was not."""
         left = self.config.keys() - self.taken - NEUTRAL
-        for key in sorted(left & DEFAULTS.keys() - DEFAULTS_ANY):
+        for key in sorted(left & DEFAULTS.keys()):
             self.only(key, DEFAULTS[key])
         unknown = sorted(left - DEFAULTS.keys())
         if unknown:

@@ -2,6 +2,7 @@
 `rope_parameters`. Source: transformers' modeling_rope_utils."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from qkv.errors import ConfigError
@@ -10,30 +11,33 @@ from qkv.spec import DynamicNTKScaling, LinearScaling, Llama3Scaling, NTKScaling
 
 
 def read_rotary(
-    reader: Reader, head_dim: int, context: int, *, base: float = 10000.0, part: float = 1.0, interleaved: bool = False
+    config: Reader, head_dim: int, context: int, *, theta: str = "rope_theta", part: str | None = None, turned: float = 1.0
 ) -> Rotary:
-    """The position of a config with one rotary setting for all layers. `base` and `part`: the family's defaults."""
-    theta = reader.number("rope_theta", "rotary_emb_base", default=None, low=1.0)
-    portion = reader.number("partial_rotary_factor", "rotary_pct", default=None, high=1.0)
-    reader.only("rope_interleaved", interleaved)
-    settings = dict(reader.get("rope_parameters", default=None) or reader.get("rope_scaling", default=None) or {})
-    reader.taken.update(("rope_parameters", "rope_scaling"))
-    settings.setdefault("rope_theta", base if theta is None else theta)
-    settings.setdefault("partial_rotary_factor", part if portion is None else portion)
-    return rotary(settings, reader.where, head_dim, context, interleaved)
+    """The position of a config with one rotary setting for all layers. `theta`, `part`: the older keys of the base and
+    of the fraction of each head that turns (None: all of it always does, in this family); `turned`: its default."""
+    defaults = {"rope_theta": config.number(theta, default=10000.0, low=1.0)}
+    if part is not None:
+        defaults["partial_rotary_factor"] = config.number(part, default=turned, high=1.0)
+    said = config.get("rope_scaling", "rope_parameters", default={})
+    if not isinstance(said, Mapping):
+        raise config.wrong("rope_scaling", f"must be an object, got {said!r}")
+    return rotary(defaults | dict(said), config.where, head_dim, context, partly=part is not None)
 
 
-def rotary(settings: dict[str, Any], where: str, head_dim: int, context: int, interleaved: bool = False) -> Rotary:
-    """One dictionary of `rope_parameters` → the spec's value. ConfigError: an unknown type or key."""
+def rotary(settings: Mapping[str, Any], where: str, head_dim: int, context: int, *, partly: bool = False) -> Rotary:
+    """One dictionary of `rope_parameters` → the spec's value. `partly`: the family can turn a part of each head.
+    ConfigError: an unknown type or key."""
     reader = Reader(settings, f"{where} rope")
     base = reader.number("rope_theta", low=1.0)
+    if not partly:
+        reader.only("partial_rotary_factor", 1.0)
     dims = int(head_dim * reader.number("partial_rotary_factor", default=1.0, high=1.0))
     kind = reader.get("rope_type", "type", default="default")
     scaling = _scaling(reader, kind, context)
     unknown = settings.keys() - reader.taken
     if unknown:
         raise ConfigError(f"{where} rope: qkv doesn't understand {', '.join(sorted(unknown))} (rope_type {kind!r})")
-    return Rotary(base=base, dims=None if dims == head_dim else dims, interleaved=interleaved, scaling=scaling)
+    return Rotary(base=base, dims=None if dims == head_dim else dims, scaling=scaling)
 
 
 def _scaling(reader: Reader, kind: object, context: int) -> Scaling | None:
@@ -43,7 +47,7 @@ def _scaling(reader: Reader, kind: object, context: int) -> Scaling | None:
     if kind == "linear":
         return LinearScaling(factor)
     if kind == "dynamic":
-        reader.only("original_max_position_embeddings", context)
+        reader.only("original_max_position_embeddings", context, None)
         return DynamicNTKScaling(factor, length=context)
     length = reader.whole("original_max_position_embeddings", default=context)
     if kind == "llama3":
@@ -53,8 +57,8 @@ def _scaling(reader: Reader, kind: object, context: int) -> Scaling | None:
         return Yarn(
             factor,
             length=length,
-            fast=reader.number("beta_fast", default=None) or 32.0,
-            slow=reader.number("beta_slow", default=None) or 1.0,
+            fast=reader.number("beta_fast", default=32.0),
+            slow=reader.number("beta_slow", default=1.0),
             attention=_attention_factor(reader, factor),
             truncate=reader.flag("truncate", default=True),
         )
@@ -66,30 +70,38 @@ def _attention_factor(reader: Reader, factor: float) -> float | None:
     over, under = reader.number("mscale", default=None), reader.number("mscale_all_dim", default=None)
     if said is None and over and under and factor > 1:
         return float((0.1 * over * math.log(factor) + 1) / (0.1 * under * math.log(factor) + 1))
-    return said if said is None else float(said)
+    return None if said is None else float(said)
 
 
-def write_rotary(position: object, head_dim: int, context: int | None) -> dict[str, Any]:
-    """The spec's value → `rope_theta` and `rope_scaling`, which every version of transformers reads."""
+def write_rotary(
+    position: object, head_dim: int, *, theta: str = "rope_theta", part: str | None = None
+) -> dict[str, Any]:
+    """The spec's value → the base, the part that turns and `rope_scaling`, which every version of transformers reads."""
     if not isinstance(position, Rotary):
         raise ConfigError(f"position {type(position).__name__} can't be written as rotary settings of this family")
-    dims = position.dims or head_dim
-    out: dict[str, Any] = {"rope_theta": position.base, "rope_scaling": None}
-    if dims != head_dim:
-        out["partial_rotary_factor"] = dims / head_dim
+    out: dict[str, Any] = {theta: position.base, "rope_scaling": write_scaling(position)}
+    if part is not None:
+        out[part] = _fraction(position.dims or head_dim, head_dim)
+    return out
+
+
+def _fraction(dims: int, head_dim: int) -> float:
+    """dims / head_dim, such that int(head_dim · fraction), as transformers has it, is dims again."""
+    fraction = dims / head_dim
+    return fraction if int(head_dim * fraction) == dims else math.nextafter(fraction, 1)
+
+
+def write_scaling(position: Rotary) -> dict[str, Any] | None:
+    """`rope_scaling`; None where nothing is scaled."""
     match position.scaling:
         case None:
-            pass
+            return None
         case LinearScaling(factor):
-            out["rope_scaling"] = {"rope_type": "linear", "factor": factor}
-        case NTKScaling(factor):  # another base is all that it is
-            out["rope_theta"] = position.base * factor ** (dims / (dims - 2))
-        case DynamicNTKScaling(factor, length):
-            if length != context:
-                raise ConfigError(f"dynamic NTK's length ({length}) must be the context ({context}) to be written")
-            out["rope_scaling"] = {"rope_type": "dynamic", "factor": factor}
+            return {"rope_type": "linear", "factor": factor}
+        case DynamicNTKScaling(factor):  # its length is the config's max_position_embeddings
+            return {"rope_type": "dynamic", "factor": factor}
         case Llama3Scaling(factor, low, high, length):
-            out["rope_scaling"] = {
+            return {
                 "rope_type": "llama3",
                 "factor": factor,
                 "low_freq_factor": low,
@@ -98,12 +110,17 @@ def write_rotary(position: object, head_dim: int, context: int | None) -> dict[s
             }
         case Yarn(factor, length, fast, slow, attention, truncate):
             yarn = {"beta_fast": fast, "beta_slow": slow, "attention_factor": attention, "truncate": truncate}
-            out["rope_scaling"] = {
+            return {
                 "rope_type": "yarn",
                 "factor": factor,
                 "original_max_position_embeddings": length,
                 **{k: v for k, v in yarn.items() if v is not None},
             }
+        case NTKScaling(factor):
+            d = f"{position.dims or 'head_dim'}"
+            raise ConfigError(
+                f"NTKScaling has no name in a config.json, but it is only another base: Rotary(base={position.base:g} *"
+                f" {factor:g} ** ({d} / ({d} - 2))) is the same and can be saved"
+            )
         case other:
             raise ConfigError(f"scaling {type(other).__name__} can't be written as rope settings")
-    return out

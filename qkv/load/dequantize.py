@@ -33,21 +33,20 @@ def dequantize(raw: Tensor, type: str, shape: tuple[int, ...], dtype: torch.dtyp
         raise WeightError(f"{raw.numel()} bytes of {type} can't hold a tensor of shape {list(shape)}")
     if type in _PLAIN:
         return _aligned(raw).view(_PLAIN[type]).view(shape).to(dtype)
-    result = torch.empty(count // block.weights, block.weights, dtype=dtype)
+    result = raw.new_empty((count // block.weights, block.weights), dtype=dtype)
     _fill(result, _aligned(raw).view(-1, block.nbytes), KERNELS[type])
     return result.view(shape)
 
 
 def _fill(result: Tensor, blocks: Tensor, kernel: Callable[[Tensor, Tensor], None]) -> None:
     step = _CHUNK // result.shape[1]
-    scratch = None if result.dtype == torch.float32 else torch.empty(min(step, len(result)), result.shape[1])
+    scratch = torch.empty_like(result[:step], dtype=torch.float32)
     for start in range(0, len(result), step):
         target, part = result[start : start + step], blocks[start : start + step]
-        if scratch is None:
-            kernel(part, target)
-        else:
-            kernel(part, scratch[: len(part)])
-            target.copy_(scratch[: len(part)])
+        floats = target if target.dtype == torch.float32 else scratch[: len(part)]
+        kernel(part, floats)
+        if floats is not target:
+            target.copy_(floats)
 
 
 def _aligned(raw: Tensor) -> Tensor:
@@ -69,7 +68,7 @@ def _nibbles(packed: Tensor) -> Tensor:
 
 def _bits(packed: Tensor, width: int) -> Tensor:
     """uint8 `[..., n]` as `[..., 8 / width, n]`: first the lowest `width` bits of all bytes, then the next ones."""
-    shifts = torch.arange(0, 8, width, dtype=torch.uint8).view(-1, 1)
+    shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=packed.device).view(-1, 1)
     return (packed.unsqueeze(-2) >> shifts).bitwise_and_((1 << width) - 1)
 
 

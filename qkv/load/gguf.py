@@ -190,8 +190,8 @@ def _metadata(reader: _Reader, count: int) -> dict[str, object]:
     for index in range(count):
         key = reader.name(f"metadata key {index}")
         if key in pairs:
-            raise reader.corrupt(f"metadata key {key!r} occurs twice")
-        pairs[key] = _value(reader, reader.u32(f"type of {key!r}"), f"metadata {key!r}")
+            raise reader.corrupt(f"metadata key {key!r:.200} occurs twice")
+        pairs[key] = _value(reader, reader.u32(f"type of {key!r:.200}"), f"metadata {key!r:.200}")
     return pairs
 
 
@@ -253,7 +253,7 @@ def _entries(reader: _Reader, count: int) -> dict[str, _Entry]:
     entries: dict[str, _Entry] = {}
     for index in range(count):
         name = reader.name(f"name of tensor {index}")
-        what = f"tensor {name!r}"
+        what = f"tensor {name!r:.200}"
         if name in entries:
             raise reader.corrupt(f"{what} occurs twice")
         dims = reader.u32(what)
@@ -276,13 +276,13 @@ def _place(reader: _Reader, entries: dict[str, _Entry], data_start: int, alignme
     for name, (shape, block, offset) in entries.items():
         row = shape[-1] if shape else 1
         if row % block.weights:
-            raise reader.corrupt(f"tensor {name!r}: rows of {row} don't divide into {block.name} blocks")
+            raise reader.corrupt(f"tensor {name!r:.200}: rows of {row} don't divide into {block.name} blocks")
         nbytes = math.prod(shape) // block.weights * block.nbytes
         if offset % alignment:
-            raise reader.corrupt(f"tensor {name!r} starts at {offset}, which is not a multiple of {alignment}")
+            raise reader.corrupt(f"tensor {name!r:.200} starts at {offset}, which is not a multiple of {alignment}")
         if data_start + offset + nbytes > reader.size:
             end = data_start + offset + nbytes
-            raise reader.corrupt(f"tensor {name!r} ends at byte {end:,}, the file at {reader.size:,} (cut short?)")
+            raise reader.corrupt(f"tensor {name!r:.200} ends at byte {end:,}, the file at {reader.size:,} (cut short?)")
         tensors[name] = GgufTensor(name, shape, block.name, data_start + offset, nbytes)
     ordered = sorted(tensors.values(), key=lambda tensor: tensor.offset)
     for before, after in itertools.pairwise(ordered):

@@ -123,7 +123,7 @@ def cached_hub() -> list[tuple[str, Path, int]]:
     from huggingface_hub import CacheNotFound, scan_cache_dir
 
     try:
-        repos = scan_cache_dir().repos
+        repos = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except CacheNotFound:
         return []
     models = [repo for repo in repos if repo.repo_type == "model"]

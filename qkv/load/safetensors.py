@@ -123,7 +123,7 @@ def save_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: 
     """Write one file. It has its final name only once it is whole, flushed to the disk, and readable again.
 
     Raises WeightError for a tensor that has no bytes to write (meta, sparse), no dtype in the format, a reserved name,
-    or memory shared with another one (give tied weights once).
+    or memory shared with another one (give tied weights once); OSError where the disk is full or can't be written.
     """
     path = Path(path)
     with _renamed_when_whole(path) as temporary:
@@ -133,7 +133,7 @@ def save_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: 
 def save_sharded(folder: str | Path, tensors: Mapping[str, Tensor], max_shard_bytes: int = 5 * 10**9) -> list[Path]:
     """Write `model.safetensors`, or an index and shards of up to `max_shard_bytes` (a larger tensor has its own).
 
-    Returns the files with tensors. Raises WeightError as `save_safetensors` does.
+    Returns the files with tensors. Raises as `save_safetensors` does.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -169,7 +169,7 @@ def _header_bytes(path: Path, file: BinaryIO, size: int) -> bytes:
 
 
 def _tensor(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
-    where = f"{path}: tensor {name!r}"
+    where = f"{path}: tensor {name!r:.200}"
     if not name.isascii() and re.search("[\ud800-\udfff]", name):
         raise CorruptFile(f"{where}: the name is not valid Unicode (a lone surrogate)")
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
@@ -227,12 +227,15 @@ def _differences(weight_map: Mapping[str, str], headers: Sequence[Header]) -> It
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     try:
         save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path, dict(metadata))
     except (RuntimeError, ValueError, KeyError) as error:
         raise WeightError(f"these tensors can't be saved as safetensors: {error}") from error
+    except SafetensorError as error:
+        raise OSError(f"{path} can't be written: {error}") from error
     try:
         written = read_header(path).tensors.keys()
     except CorruptFile as error:
@@ -250,7 +253,7 @@ def _renamed_when_whole(path: Path) -> Iterator[Path]:
         mode = temporary.stat().st_mode
         yield temporary
         temporary.chmod(mode)  # safetensors 0.8 replaces the file by one that only its owner can read
-        with temporary.open("rb") as file:
+        with temporary.open("r+b") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:

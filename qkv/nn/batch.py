@@ -92,7 +92,7 @@ class Batch:
 
     def split(self, x: Tensor) -> list[Tensor]:
         """[T, ...] → one [length, ...] a sequence."""
-        return list(x.split(list(self.lengths)))
+        return list(torch.split(x, list(self.lengths)))
 
     def once(self, key: Hashable, make: Callable[[], V]) -> V:
         """What all layers share in this step (rotary tables, masks, biases): made by the first that asks."""

@@ -27,6 +27,10 @@ class PreNorm(nn.Module):
         x = x + self.dropout(self.mixer(self.mixer_norm(x), batch, storage))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))  # type: ignore[no-any-return]
 
+    def new_storage(self, length: int | None) -> Storage:
+        """Where a cache keeps what the mixer must remember."""
+        return self.mixer.new_storage(length)  # type: ignore[no-any-return]
+
 
 class PostNorm(PreNorm):
     """norm(x + f(x)) (Vaswani et al. 2017, BERT)."""

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 from qkv.errors import ConfigError
 from qkv.spec import Part
 
-MODULES: dict[type[Part], type[Any]] = {}
-M = TypeVar("M", bound=type[Any])
+MODULES: dict[type[Part], Callable[..., Any]] = {}
+M = TypeVar("M", bound=Callable[..., Any])
 
 
 def implements(kind: type[Part]) -> Callable[[M], M]:

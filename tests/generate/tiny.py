@@ -1,0 +1,67 @@
+"""Tiny models and a tokenizer of bytes for this folder's tests."""
+
+import codecs
+from functools import cache
+
+import torch
+
+from qkv import spec
+from qkv.nn.stack import Transformer
+
+EOS = 256
+VOCAB = 257
+
+
+def model_spec(**changes: object) -> spec.Model:
+    """Two layers, grouped heads, rotary positions, unless the changes (of `part`s) say otherwise."""
+    attention = {"heads": 4, "kv_heads": 2, "position": spec.Rotary(), **changes.pop("attention", {})}
+    block = spec.Block(spec.Attention(**attention), spec.Gated(48, "silu"), spec.RMS())
+    stack = spec.Stack((block,), 2, spec.RMS(), changes.pop("embed", spec.Embed()))
+    return spec.Model(**{"vocab": VOCAB, "dim": 32, "decoder": stack, "context": 256, **changes})
+
+
+KINDS = {
+    "rotary": {},
+    "window": {"attention": {"mask": spec.Window(5)}},
+    "alibi": {"attention": {"position": spec.Alibi(), "kv_heads": 4}},
+    "learned": {"attention": {"position": None, "kv_heads": 1}, "embed": spec.Embed(spec.Learned(64)), "context": 64},
+}
+
+
+@cache
+def tiny(kind: str = "rotary") -> Transformer:
+    """A model of random weights, large enough that its greedy texts vary."""
+    torch.manual_seed(0)
+    model = Transformer(model_spec(**KINDS[kind])).eval()
+    for name, weight in model.named_parameters():
+        if weight.ndim > 1:
+            torch.nn.init.normal_(weight, std=0.5 if "tokens" in name else 0.3)
+    return model
+
+
+class Bytes:
+    """A token is a byte of UTF-8, and 256 the end."""
+
+    eos = (EOS,)
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: list[int]) -> str:
+        return bytes(i for i in ids if i < EOS).decode(errors="replace")
+
+    def stream(self) -> "ByteStream":
+        return ByteStream()
+
+
+class ByteStream:
+    """Text as soon as its bytes are complete."""
+
+    def __init__(self) -> None:
+        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        return self.decoder.decode(bytes([token])) if token < EOS else ""
+
+    def finish(self) -> str:
+        return self.decoder.decode(b"", final=True)

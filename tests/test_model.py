@@ -1,0 +1,100 @@
+"""The facade, and the default model against transformers on the same file."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import qkv
+from qkv.errors import InputError
+
+PROMPTS = [
+    "The capital of France is",
+    "def fibonacci(n):\n",
+    "Once upon a time, in a village by the sea,",
+    "Q: What is 17 + 25?\nA:",
+    "Der Himmel ist blau, weil",
+]
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Any:
+    """The real default model: fetched as a user's first command would, then cached."""
+    offline = os.environ.pop("HF_HUB_OFFLINE", None)
+    try:
+        return qkv.load("smollm2")
+    finally:
+        if offline is not None:
+            os.environ["HF_HUB_OFFLINE"] = offline
+
+
+@pytest.fixture(scope="module")
+def theirs(smollm2: Any) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, file = smollm2.source.path.parent, smollm2.source.path.name
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(folder, gguf_file=file)
+
+
+def test_64_greedy_tokens_on_five_prompts_are_transformers(smollm2: Any, theirs: tuple[Any, Any]) -> None:
+    model, tokenizer = theirs
+    ours = smollm2.generate(PROMPTS, max_tokens=64, temperature=0, ignore_eos=True)
+    for prompt, answer in zip(PROMPTS, ours, strict=True):
+        ids = tokenizer(prompt, return_tensors="pt").input_ids
+        with torch.no_grad():
+            out = model.generate(ids, max_new_tokens=64, min_new_tokens=64, do_sample=False)
+        assert answer.prompt_tokens == ids[0].tolist()
+        assert answer.tokens == out[0, ids.shape[1] :].tolist()
+        alone = smollm2.generate(prompt, max_tokens=64, temperature=0, ignore_eos=True)
+        assert alone.tokens == answer.tokens
+
+
+def test_the_chat_template_is_transformers(smollm2: Any, theirs: tuple[Any, Any]) -> None:
+    messages = [{"role": "user", "content": "What is the capital of Italy?"}]
+    expected = theirs[1].apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    assert smollm2.tokenizer.chat(messages) == list(expected)
+    assert "Rome" in smollm2.chat(messages, max_tokens=32).text
+
+
+def test_streaming_gives_the_same_text(smollm2: Any) -> None:
+    whole = smollm2.generate(PROMPTS[0], max_tokens=16)
+    assert "".join(smollm2.generate(PROMPTS[0], max_tokens=16, stream=True)) == whole.text
+    assert len(whole.tokens) == 16
+    assert whole.finish_reason == "length"
+
+
+def test_attention_of_the_real_model_sums_to_one(smollm2: Any) -> None:
+    ids = torch.tensor([smollm2.tokenizer.encode(PROMPTS[0])])
+    with torch.no_grad(), qkv.record(smollm2, attention=True) as tape:
+        smollm2(ids)
+    assert len(tape.attention) == 30
+    assert tape.attention[0].shape == (9, ids.shape[1], ids.shape[1])
+    torch.testing.assert_close(tape.attention[7].sum(-1), torch.ones(9, ids.shape[1]))
+
+
+def test_saved_as_a_folder_it_is_the_same_model(smollm2: Any, theirs: tuple[Any, Any], tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = qkv.save(smollm2, tmp_path / "saved")
+    ids = theirs[1](PROMPTS[2], return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert AutoTokenizer.from_pretrained(folder)(PROMPTS[2]).input_ids == ids[0].tolist()
+        again = AutoModelForCausalLM.from_pretrained(folder).eval()(ids).logits
+        torch.testing.assert_close(again, theirs[0](ids).logits, atol=1e-4, rtol=0)
+        reloaded = qkv.load(folder)
+        torch.testing.assert_close(reloaded(ids), again, atol=1e-4, rtol=0)
+    assert reloaded.generate(PROMPTS[0], max_tokens=8).text == smollm2.generate(PROMPTS[0], max_tokens=8).text
+
+
+def test_a_fresh_model_has_no_tokenizer_and_says_so() -> None:
+    from qkv.families.llama import FAMILY
+
+    model = qkv.Model(FAMILY.spec(FAMILY.tiny))
+    with pytest.raises(InputError, match="tokenizer"):
+        model.chat([{"role": "user", "content": "hello"}])
+    with pytest.raises(InputError, match="tokenizer"):
+        model.generate("hello")
+    assert len(model.generate([1, 2, 3], max_tokens=4).tokens) == 4
