@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, ClassVar, Literal, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
 from qkv.errors import ConfigError
@@ -34,7 +35,7 @@ class Part:
         Part.kinds[cls.__name__] = cls
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
+        hints = _hints(type(self))  # type: ignore[arg-type]  # a class is hashable
         for f in dataclasses.fields(self):
             _check(self, f, hints[f.name])
         self.check()
@@ -45,6 +46,11 @@ class Part:
     def wrong(self, name: str, why: str) -> ConfigError:
         """The error for one field of this part."""
         return ConfigError(f"{type(self).__name__}.{name} {why}")
+
+
+@cache
+def _hints(kind: type[Part]) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _check(part: Part, f: dataclasses.Field[Any], hint: Any) -> None:
@@ -76,6 +82,5 @@ def _say(kind: Any) -> str:
         return " | ".join(map(repr, get_args(kind)))
     if get_origin(kind) is tuple:
         return f"a tuple of {_say(get_args(kind)[0])}"
-    return {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}.get(
-        kind, kind.__name__
-    )
+    words = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
+    return words.get(kind) or str(kind.__name__)

@@ -127,9 +127,14 @@ class Alibi(Relative):
 class RelativeBias(Relative):
     """A trained number for each head and bucket of distance (T5, arXiv 1910.10683, §2.1)."""
 
-    buckets: int = number(2, 2**16, default=32)
+    buckets: int = number(4, 2**16, default=32)
     distance: int = number(2, 2**24, default=128)
     both_ways: bool = False
+
+    def check(self) -> None:
+        exact = self.buckets // (4 if self.both_ways else 2)
+        if self.distance <= exact:
+            raise self.wrong("distance", f"must be above the {exact} that have buckets of their own")
 
 
 # --- masks: which keys a query may see ------------------------------------------------------------------------------

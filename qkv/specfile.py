@@ -222,11 +222,6 @@ def diff(a: Part, b: Part) -> list[Change]:
     return list(_walk(a, b, ""))
 
 
-def changes(a: Part, b: Part) -> str:
-    """`diff` in one line, for messages."""
-    return "; ".join(map(str, diff(a, b)))
-
-
 def say(value: Any) -> str:
     """A value of a spec in a line: `none`, `yes`, `8192`, `Rotary(base=100000, dims=32)`."""
     if value is None:

@@ -23,14 +23,14 @@ import pytest
 import torch
 from matplotlib import pyplot
 
-import qkv.nn.parts
+from qkv.nn.parts import MODULES
 from qkv.spec import Part
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
 PAGES = sorted((ROOT / "docs").glob("*.md")) + sorted(ROOT.glob("README.md"))
 FENCE = re.compile(r"^```(?P<info>[^\n]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"\]\((?!\w+:)([^)#\s]+)[^)]*\)")
+LINK = re.compile(r"(?:\]\(|src=\")(?!\w+:|#)([^)#\s\"]+)")
 
 
 @dataclass
@@ -48,6 +48,11 @@ def blocks(page: Path) -> list[Block]:
     found = [Block(m["info"].strip(), m["body"], text[: m.start("body")].count("\n") + 1) for m in FENCE.finditer(text)]
     assert len(re.findall(r"^\s*```", text, re.MULTILINE)) == 2 * len(found), f"{page.name}: an indented or open fence"
     return found
+
+
+def linked(page: Path) -> list[str]:
+    """The files that a page's prose links to or shows."""
+    return LINK.findall(FENCE.sub("", page.read_text(encoding="utf-8")))
 
 
 def run(page: Path) -> None:
@@ -69,28 +74,31 @@ def run(page: Path) -> None:
 
 @pytest.fixture
 def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The current folder for a page; parts that it registers are forgotten afterwards."""
+    """The current folder for a page. What it sets in torch is set back, and its own parts are forgotten."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Part, "kinds", dict(Part.kinds))
-    monkeypatch.setattr(qkv.nn.parts, "MODULES", dict(qkv.nn.parts.MODULES))
     matplotlib.use("Agg")
-    with torch.random.fork_rng():
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(), torch.enable_grad():
         yield tmp_path
+    torch.set_num_threads(threads)
     pyplot.close("all")
+    for name, kind in list(Part.kinds.items()):
+        if kind.__module__ == "__main__":
+            del Part.kinds[name]
+            MODULES.pop(kind, None)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_page(page: Path, empty_folder: Path) -> None:
     run(page)
-    links = LINK.findall(page.read_text(encoding="utf-8"))
+    links = linked(page)
     assert [link for link in links if not (page.parent / link).exists()] == []
-    assert {Path(link).name for link in links if "docs/images" in str((page.parent / link).resolve())} == {
-        picture.name for picture in empty_folder.glob("*.png")
-    }
+    shown = {link.removeprefix("images/") for link in links if link.startswith("images/")}
+    assert shown == {picture.name for picture in empty_folder.glob("*.png")}
 
 
 def test_pictures_are_small_and_shown() -> None:
-    shown = {Path(link).name for page in PAGES for link in LINK.findall(page.read_text(encoding="utf-8"))}
+    shown = {Path(link).name for page in PAGES for link in linked(page)}
     for picture in IMAGES.iterdir():
         assert picture.name in shown
         assert picture.stat().st_size < 60_000, picture.name
@@ -102,7 +110,7 @@ def test_pictures_are_small_and_shown() -> None:
         ("```python\nprint(1)\n```\n```text\n2\n```\n", "bad.md:2: the output"),
         ("```python\nprint(1)\n```\n", "bad.md:2: the output"),
         ("```python\n1\n```\n```text\n1\n```\n", "bad.md:2: the output"),
-        ("words\n\n```python\nassert 1 == 2\n```\n", ""),
+        ("words\n\n```python\nassert 1 == 2, 'not so'\n```\n", "not so"),
         ("```python nework\n1\n```\n", "nework"),
         ("- a list\n  ```python\n  1\n  ```\n", "indented"),
     ],

@@ -41,11 +41,12 @@ def theirs(smollm2: Any) -> tuple[Any, Any]:
 
 def test_64_greedy_tokens_on_five_prompts_are_transformers(smollm2: Any, theirs: tuple[Any, Any]) -> None:
     model, tokenizer = theirs
+    model.generation_config.eos_token_id = None  # read on, as ours
     ours = smollm2.generate(PROMPTS, max_tokens=64, temperature=0, ignore_eos=True)
     for prompt, answer in zip(PROMPTS, ours, strict=True):
         ids = tokenizer(prompt, return_tensors="pt").input_ids
         with torch.no_grad():
-            out = model.generate(ids, max_new_tokens=64, min_new_tokens=64, do_sample=False)
+            out = model.generate(ids, max_new_tokens=64, do_sample=False)
         assert answer.prompt_tokens == ids[0].tolist()
         assert answer.tokens == out[0, ids.shape[1] :].tolist()
         alone = smollm2.generate(prompt, max_tokens=64, temperature=0, ignore_eos=True)
@@ -53,10 +54,10 @@ def test_64_greedy_tokens_on_five_prompts_are_transformers(smollm2: Any, theirs:
 
 
 def test_the_chat_template_is_transformers(smollm2: Any, theirs: tuple[Any, Any]) -> None:
-    messages = [{"role": "user", "content": "What is the capital of Italy?"}]
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
     expected = theirs[1].apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
     assert smollm2.tokenizer.chat(messages) == list(expected)
-    assert "Rome" in smollm2.chat(messages, max_tokens=32).text
+    assert "Paris" in smollm2.chat(messages, max_tokens=32).text
 
 
 def test_streaming_gives_the_same_text(smollm2: Any) -> None:

@@ -10,7 +10,7 @@ REQUIRED: Final = object()
 
 # Keys that change no number that a model computes here: bookkeeping, training's initial values, and what generation
 # reads elsewhere (generation_config.json, the tokenizer).
-NEUTRAL = frozenset(
+_NEUTRAL = (
     "_name_or_path model_type architectures torch_dtype dtype transformers_version use_cache initializer_range "
     "bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id tokenizer_class task_specific_params "
     "output_attentions output_hidden_states return_dict return_dict_in_generate torchscript use_bfloat16 id2label "
@@ -20,8 +20,9 @@ NEUTRAL = frozenset(
     "no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores "
     "forced_bos_token_id forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens "
     "begin_suppress_tokens prefix decoder_start_token_id is_decoder cache_implementation classifier_dropout "
-    "transformers.js_config is_llama_config unsloth_fixed unsloth_version".split()
+    "transformers.js_config is_llama_config unsloth_fixed unsloth_version"
 )
+NEUTRAL = frozenset(_NEUTRAL.split())
 
 # Keys that may stand only at these values.
 DEFAULTS: dict[str, Any] = {
@@ -94,6 +95,15 @@ class Reader:
         if not isinstance(value, str) or value not in options:
             raise self.wrong(keys[0], f"must be one of {', '.join(options)}, got {value!r}")
         return options[value]
+
+    def section(self, *keys: str, allowed: tuple[str, ...] = ()) -> "Reader":
+        """The object under a key (absent: an empty one). `allowed`: the only keys it may have."""
+        value = self.get(*keys, default={})
+        if not isinstance(value, Mapping):
+            raise self.wrong(keys[0], f"must be an object, got {value!r}")
+        if allowed and (unknown := sorted(value.keys() - set(allowed))):
+            raise self.wrong(keys[0], f"has keys that qkv doesn't understand: {', '.join(unknown)}")
+        return Reader(value, f"{self.where} {keys[0]}")
 
     def layers(self, *keys: str) -> int:
         """The number of layers: far above any real model's, yet small enough to make a list of."""

@@ -7,7 +7,7 @@ enough: it is found by name, loaded and saved by its table, and tested by the wh
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -15,6 +15,7 @@ from qkv import families
 from qkv.errors import ConfigError
 from qkv.families.config import Reader
 from qkv.spec import Model
+from qkv.specfile import diff
 
 Config = dict[str, Any]
 
@@ -36,15 +37,21 @@ class Row:
         return (self.ours,) if isinstance(self.ours, str) else self.ours
 
 
+def pair(theirs: str, ours: str | tuple[str, ...], via: tuple[str, ...] = ()) -> tuple[Row, Row]:
+    """The rows of a weight and of its bias."""
+    targets = (ours,) if isinstance(ours, str) else ours
+    weight, bias = (tuple(f"{t}.{leaf}" for t in targets) for leaf in ("weight", "bias"))
+    return Row(f"{theirs}.weight", weight, via), Row(f"{theirs}.bias", bias, via)
+
+
 @dataclass(frozen=True)
 class Gguf:
-    """How a family's GGUF files differ: the name of their architecture, their metadata as a Hugging Face config, and
-    the transforms of single tensors (by the name in `qkv.families.gguf.TENSORS`)."""
+    """A family's GGUF files: the name of their architecture, their metadata as a Hugging Face config, and the table
+    of their tensors (`qkv.families.gguf.table`)."""
 
     arch: str
     config: Callable[[Reader], Config]
-    via: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    tensors: tuple[Row, ...] = ()
+    weights: tuple[Row, ...]
 
 
 @dataclass(frozen=True)
@@ -71,13 +78,18 @@ class Family:
         """config.json → spec. ConfigError: a value that is wrong, or a key that this family doesn't understand."""
         reader = Reader(config, self.name)
         reader.architecture(self.architecture)
-        model = self.read(reader)
+        model = replace(self.read(reader), family=self.name)
         reader.done()
         return model
 
     def config(self, model: Model) -> Config:
-        """spec → config.json."""
-        return {"architectures": [self.architecture], "model_type": self.name, **self.write(model)}
+        """spec → config.json. ConfigError: this family's config can't say that."""
+        model = replace(model, family=self.name)
+        config = {"architectures": [self.architecture], "model_type": self.name, **self.write(model)}
+        if (understood := self.spec(config)) != model:
+            said = "; ".join(map(str, diff(understood, model)))
+            raise ConfigError(f"a {self.name} config can't say this: {said}")
+        return config
 
 
 @cache

@@ -6,9 +6,9 @@ from typing import Any, TypeVar
 
 from qkv.errors import ConfigError
 from qkv.families.config import ACTIVATION_NAMES, ACTIVATIONS, Reader
-from qkv.families.family import Row
+from qkv.families.family import Row, pair
 from qkv.families.rope import read_rotary, write_rotary
-from qkv.spec import RMS, Attention, Block, Causal, Embed, Gated, LMHead, Model, Norm, Part, Rotary, Stack, Window
+from qkv.spec import RMS, Attention, Block, Causal, Embed, Gated, LMHead, Model, Part, Rotary, Stack, Window
 
 P = TypeVar("P", bound=Part)
 
@@ -134,12 +134,9 @@ def read_model(
     return Model(
         vocab=config.whole("vocab_size"),
         dim=config.whole("hidden_size"),
-        decoder=Stack(
-            blocks, layers=config.layers("num_hidden_layers"), norm=blocks[0].norm, embed=embed or Embed()
-        ),
+        decoder=Stack(blocks, layers=config.layers("num_hidden_layers"), norm=blocks[0].norm, embed=embed or Embed()),
         head=LMHead(tied=config.flag("tie_word_embeddings", default=tied), softcap=softcap),
         context=context,
-        family=config.where,
     )
 
 
@@ -157,7 +154,7 @@ def write_model(model: Model, *, activation: str = "hidden_act", bias: bool = Tr
         "intermediate_size": mlp.width,
         activation: ACTIVATION_NAMES[mlp.activation],
         "max_position_embeddings": model.context,
-        "rms_norm_eps": only(block.norm, Norm, model).eps,
+        "rms_norm_eps": block.norm.eps,
         "attention_dropout": mixer.dropout,
         "tie_word_embeddings": only(model.head, LMHead, model).tied,
         **({"attention_bias": mixer.out_bias} if bias else {}),
@@ -169,13 +166,6 @@ def write_model(model: Model, *, activation: str = "hidden_act", bias: bool = Tr
 
 LAYER = "model.layers.{i}."
 BLOCK = "decoder.blocks.{i}."
-
-
-def pair(theirs: str, ours: str | tuple[str, ...], via: tuple[str, ...] = ()) -> tuple[Row, Row]:
-    """The rows of a weight and its bias."""
-    targets = (ours,) if isinstance(ours, str) else ours
-    weight, bias = (tuple(f"{t}.{leaf}" for t in targets) for leaf in ("weight", "bias"))
-    return Row(f"{theirs}.weight", weight, via), Row(f"{theirs}.bias", bias, via)
 
 
 # All but the norms around the MLP, whose names mean different places in different families.

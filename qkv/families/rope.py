@@ -11,17 +11,21 @@ from qkv.spec import DynamicNTKScaling, LinearScaling, Llama3Scaling, NTKScaling
 
 
 def read_rotary(
-    config: Reader, head_dim: int, context: int, *, theta: str = "rope_theta", part: str | None = None, turned: float = 1.0
+    config: Reader,
+    head_dim: int,
+    context: int,
+    *,
+    theta: str = "rope_theta",
+    part: str | None = None,
+    turned: float = 1.0,
 ) -> Rotary:
     """The position of a config with one rotary setting for all layers. `theta`, `part`: the older keys of the base and
     of the fraction of each head that turns (None: all of it always does, in this family); `turned`: its default."""
     defaults = {"rope_theta": config.number(theta, default=10000.0, low=1.0)}
     if part is not None:
         defaults["partial_rotary_factor"] = config.number(part, default=turned, high=1.0)
-    said = config.get("rope_scaling", "rope_parameters", default={})
-    if not isinstance(said, Mapping):
-        raise config.wrong("rope_scaling", f"must be an object, got {said!r}")
-    return rotary(defaults | dict(said), config.where, head_dim, context, partly=part is not None)
+    said = config.section("rope_scaling", "rope_parameters")
+    return rotary(defaults | said.config, config.where, head_dim, context, partly=part is not None)
 
 
 def rotary(settings: Mapping[str, Any], where: str, head_dim: int, context: int, *, partly: bool = False) -> Rotary:
@@ -76,7 +80,7 @@ def _attention_factor(reader: Reader, factor: float) -> float | None:
 def write_rotary(
     position: object, head_dim: int, *, theta: str = "rope_theta", part: str | None = None
 ) -> dict[str, Any]:
-    """The spec's value → the base, the part that turns and `rope_scaling`, which every version of transformers reads."""
+    """The spec's value → base, part and `rope_scaling` under the keys that every version of transformers reads."""
     if not isinstance(position, Rotary):
         raise ConfigError(f"position {type(position).__name__} can't be written as rotary settings of this family")
     out: dict[str, Any] = {theta: position.base, "rope_scaling": write_scaling(position)}

@@ -73,9 +73,7 @@ def decode(
             raise InputError("stop texts need a tokenizer; without one give stop_tokens")
         text = Text(decoder() if decoder is not None else None, wish.stop)
         limit = room(model.spec, i, len(prompt), wish)
-        rows.append(
-            _Row(i, list(prompt), held[i], limit, wish, text, Sampler(wish, prompt, model.spec.vocab, model.device))
-        )
+        rows.append(_Row(i, list(prompt), held[i], limit, wish, text, Sampler(wish, prompt)))
     if cache is None:
         length = max(len(row.ids) + row.limit for row in rows)
         cache = model.new_cache(length if length <= RESERVED else None)
@@ -172,6 +170,8 @@ def _end(model: Transformer, row: _Row, reason: FinishReason, now: _Moment) -> E
 def share(waiting: Sequence[int], chunk: int) -> list[int]:
     """How many of each sequence's waiting tokens the next step reads: as evenly as can be, `chunk` in all (but at least
     one each, so more sequences than that read one each)."""
+    if sum(waiting) <= chunk:
+        return list(waiting)
     counts, left = [0] * len(waiting), chunk
     order = sorted(range(len(waiting)), key=waiting.__getitem__)
     for done, i in enumerate(order):
@@ -185,13 +185,15 @@ def _read(model: Transformer, chunks: list[list[int]], cache: Cache, ready: list
     """Feed each sequence its chunk → logits [len(ready), V] after the last token of those that are ready.
 
     Not inference_mode: what is in the cache can be used outside."""
-    lengths = [len(chunk) for chunk in chunks]
-    batch = Batch(lengths, cache.starts(lengths), model.device)
-    stream = torch.tensor([i for chunk in chunks for i in chunk], device=model.device)
+    lengths, device = [len(chunk) for chunk in chunks], model.device
+    batch = Batch(lengths, cache.starts(lengths), device)
+    stream = torch.tensor([i for chunk in chunks for i in chunk], device=device)
     with _evaluating(model):
         states = model.states(stream, batch, cache)
-        ends = list(accumulate(lengths))
-        return model.logits(states[torch.tensor([ends[i] - 1 for i in ready], dtype=torch.long, device=model.device)])
+        if len(ready) < len(states):
+            ends = list(accumulate(lengths))
+            states = states[torch.tensor([ends[i] - 1 for i in ready], dtype=torch.long, device=device)]
+        return model.logits(states)
 
 
 @contextmanager

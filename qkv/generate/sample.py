@@ -28,64 +28,76 @@ class Choice:
 class Sampler:
     """Chooses the tokens of one sequence. Its draws depend on the seed and on how many were made."""
 
-    def __init__(self, settings: Settings, prompt: Sequence[int], vocab: int, device: torch.device) -> None:
+    def __init__(self, settings: Settings, prompt: Sequence[int]) -> None:
         self.settings = settings
         self.seed = _seed(settings)
         self.made = 0
-        self.seen: Tensor | None = None
-        if settings.repetition_penalty != 1:
-            self.seen = torch.zeros(vocab, dtype=torch.bool, device=device)
-            self.seen[torch.tensor(list(prompt), device=device)] = True
+        self.seen = list(dict.fromkeys(prompt)) if settings.repetition_penalty != 1 else []
 
     def choose(self, logits: Tensor) -> Choice:
         """logits [V] → the next token. WeightError: the model gave no number for it (NaN or infinite)."""
         scores = logits.float()
-        if self.seen is not None:
+        if self.seen:
             scores = penalize(scores, self.seen, self.settings.repetition_penalty)
-        value, token = self._greedy(scores) if self.seed is None else self._draw(scores, self.seed)
+        value, token = likeliest(scores) if self.seed is None else self._draw(scores, self.seed)
         if not math.isfinite(value):
             raise WeightError(
                 f"the model's logits are not numbers any more (token {self.made + 1} of the answer): its weights hold"
                 " NaN or infinity, or its dtype is too narrow for it; look with `qkv verify`, or load it in float32"
             )
         self.made += 1
-        if self.seen is not None:
-            self.seen[token] = True
+        if self.seen and token not in self.seen:
+            self.seen.append(token)
         return Choice(token, *log_probabilities(logits, token, self.settings.logprobs))
-
-    def _greedy(self, scores: Tensor) -> tuple[float, int]:
-        value, token = scores.max(0)
-        return float(value), int(token)
 
     def _draw(self, scores: Tensor, seed: int) -> tuple[float, int]:
         """The largest of p / noise with exponential noise falls on each token with probability p (the Gumbel-max
         trick). Unlike a point on the cumulated probabilities, it hardly ever moves with rounding errors in p."""
         ids, p = distribution(scores, self.settings)
-        value, place = (p / exponential(seed, self.made, ids)).max(0)
-        return float(value), int(ids[place])
+        value, place = likeliest(p / exponential(seed, self.made, ids))
+        return value, int(ids[place])
 
 
-def penalize(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """scores [V] of the seen tokens (bool [V]) divided by the penalty, negative ones multiplied (arXiv 1909.05858)."""
-    return torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
+def likeliest(scores: Tensor) -> tuple[float, int]:
+    """The largest of scores [K] and the first place that has it; NaN counts as larger than all.
+
+    numpy's argmax uses the CPU's vector units and torch's doesn't (7 against 119 µs for 49,152 scores, torch 2.13)."""
+    place = int(scores.numpy().argmax() if scores.device.type == "cpu" else scores.argmax())
+    return float(scores[place]), place
+
+
+def penalize(scores: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
+    """scores [V], those of the seen ids divided by the penalty, negative ones multiplied (arXiv 1909.05858)."""
+    ids = torch.tensor(seen, device=scores.device)
+    values = scores[ids]
+    return scores.index_copy(0, ids, torch.where(values < 0, values * penalty, values / penalty))
 
 
 def distribution(scores: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
     """scores [V] → the ids that may be drawn [K], ascending, and their probabilities [K]. Nothing of the whole
     vocabulary's size is sorted."""
     scores = scores / settings.temperature
-    ids = torch.arange(len(scores), device=scores.device)
     if 0 < settings.top_k < len(scores):
-        # Not topk's own indices: they'd leave out some of those that tie with the last.
-        ids = (scores >= scores.topk(settings.top_k).values[-1]).nonzero()[:, 0]
-    p = scores[ids].softmax(0)
+        ids = top(scores, settings.top_k)
+        scores = scores[ids]
+    else:
+        ids = torch.arange(len(scores), device=scores.device)
+    p = scores.softmax(0)
     if settings.top_p < 1:
-        kept = nucleus(scores[ids], p, settings.top_p)
+        kept = nucleus(scores, p, settings.top_p)
         ids, p = ids[kept], p[kept]
     if settings.min_p > 0:
         kept = p >= settings.min_p * p.max()
         ids, p = ids[kept], p[kept]
     return ids, p / p.sum()
+
+
+def top(scores: Tensor, k: int) -> Tensor:
+    """The ids, ascending, of the k largest of scores [V] and of all that tie with the last of them; k < V."""
+    values, ids = scores.topk(k + 1)
+    if values[k] < values[k - 1]:
+        return ids[:k].sort().values
+    return (scores >= values[k]).nonzero()[:, 0]
 
 
 def nucleus(scores: Tensor, p: Tensor, top_p: float) -> Tensor:

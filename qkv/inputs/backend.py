@@ -4,12 +4,13 @@
 for one) in a worker that can be killed, and looks the same from outside.
 """
 
-import json
+import copy
 import os
 import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import tokenizers
@@ -18,15 +19,15 @@ from tokenizers import Encoding, models
 from qkv.errors import InputError, QkvError, TokenizerError
 from qkv.inputs.worker import Worker, WorkerError, serve
 
-_MEMORY = 4 * 2**30  # bytes of address space for a worker that holds one tokenizer
-_BASE_SECONDS = 1.2
+_MEMORY = 2 * 2**30  # bytes of address space for a worker that holds one tokenizer
+_BASE_SECONDS = 0.9
 _CHARACTERS_A_SECOND = 200_000  # a fifth of what a plain tokenizer does
 _LOAD_SECONDS = 30.0
 
 
 @contextmanager
 def native(what: str) -> Iterator[None]:
-    """Turn what the Rust library raises into TokenizerError. Its panics are BaseException, past any `except Exception`."""
+    """Turn what the Rust library raises into TokenizerError. A panic of it is a BaseException, not an Exception."""
     try:
         yield
     except QkvError:
@@ -38,7 +39,7 @@ def native(what: str) -> Iterator[None]:
 
 
 class Backend:
-    """A `tokenizers.Tokenizer`, which it takes over: truncation and padding off, special tokens never read from text."""
+    """A `tokenizers.Tokenizer`, which it takes over: no truncation, no padding, no special token read from text."""
 
     def __init__(self, raw: tokenizers.Tokenizer) -> None:
         raw.no_truncation()
@@ -50,7 +51,8 @@ class Backend:
         with native("the tokenizer"):
             unknown = _unknown_id(raw)
         special = {token.content: id for id, token in raw.get_added_tokens_decoder().items() if token.special}
-        self._forbidden = frozenset(special.values()) - {unknown}
+        # A token of one character may be that character's only spelling (CLIP's padding is "!").
+        self._forbidden = frozenset(id for content, id in special.items() if len(content) > 1 and id != unknown)
         self._special_text = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
         self._missing_bytes = _missing_bytes(raw)
         self._may_drop = self._missing_bytes is None and _drops_unknown(raw)
@@ -61,6 +63,9 @@ class Backend:
         `add` puts the post-processor's tokens (BOS, [CLS] …) around each. `middle` encodes as if other text came
         before: without the space that SentencePiece's kind puts before the first word.
         """
+        if set(map(type, texts)) - {str}:  # the library would take a pair of texts for one input
+            for text in texts:
+                check_text(text)
         with native("the tokenizer can't encode this text"), self._lock:
             encodings = [self._plain(text, found) for text, found in zip(texts, self._run(texts, middle), strict=True)]
             if add:
@@ -92,7 +97,7 @@ class Backend:
         if self._forbidden.isdisjoint(encoding.ids):
             return encoding
         cuts = [0, *(match.start() + 1 for match in self._special_text.finditer(text)), len(text)]
-        parts = [text[a:b] for a, b in zip(cuts, cuts[1:], strict=False) if a < b]
+        parts = [text[a:b] for a, b in pairwise(cuts) if a < b]
         merged = Encoding.merge([*self._run(parts[:1], False), *self._run(parts[1:], True)], True)
         for id in self._forbidden.intersection(merged.ids):
             raise TokenizerError(
@@ -125,7 +130,7 @@ class Backend:
 
 
 class Isolated(Backend):
-    """A tokenizer whose text handling runs in a worker process, under a time and memory limit.
+    """A tokenizer whose text handling runs in a worker process, from the first text on, under time and memory limits.
 
     `source` is the whole tokenizer.json; `raw` has its vocabulary and decoder, and neither normalizer nor
     pre-tokenizer; `reasons` says what in the file isn't known to be harmless.
@@ -135,11 +140,12 @@ class Isolated(Backend):
         super().__init__(raw)
         self._source, self._reasons = source, reasons
         self._worker = Worker("qkv.inputs.backend", {"tokenizer": source}, _LOAD_SECONDS)
-        self.encode([""])  # a file that doesn't load is refused now
 
     def encode(self, texts: Sequence[str], *, add: bool = False, middle: bool = False) -> list[list[int]]:
         for text in texts:
             check_text(text)
+        if not texts:
+            return []
         seconds = _BASE_SECONDS + sum(map(len, texts)) / _CHARACTERS_A_SECOND
         try:
             reply = self._worker.call({"texts": list(texts), "add": add, "middle": middle}, seconds)
@@ -165,8 +171,8 @@ def check_text(text: object) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise InputError(
-            f"the text has a lone surrogate, U+{ord(text[error.start]):04X}, at character {error.start}: it isn't valid "
-            "Unicode. Decode it from its bytes again, or drop such characters"
+            f"the text has a lone surrogate, U+{ord(text[error.start]):04X}, at character {error.start}: it isn't "
+            "valid Unicode. Decode it from its bytes again, or drop such characters"
         ) from None
 
 
@@ -194,8 +200,9 @@ def _without_first_prefix(raw: tokenizers.Tokenizer) -> Any:
     changed = state.replace('"prepend_scheme":"first"', '"prepend_scheme":"never"')
     if changed == state:
         return raw.pre_tokenizer
-    empty = {"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": []}, "pre_tokenizer": json.loads(changed)}
-    return tokenizers.Tokenizer.from_str(json.dumps(empty)).pre_tokenizer
+    middle = copy.deepcopy(raw.pre_tokenizer)
+    middle.__setstate__(changed.encode())
+    return middle
 
 
 def _missing_bytes(raw: tokenizers.Tokenizer) -> frozenset[int] | None:

@@ -52,9 +52,10 @@ class Controls:
         self._starts = {s[:n] for s in long for n in range(1, len(s)) if not s[:n].isalnum()}
         self._ends = {s[n:] for s in long for n in range(1, len(s)) if not s[n:].isalnum()}
         self._longest = max(map(len, long), default=0)
-        self._tokens = [token for token in added.values() if token.special or _overlaps(token.content, self.ids)]
-        self._tokens.sort(key=lambda token: len(token.content), reverse=True)  # the library takes the longest match
-        self._control = re.compile("|".join(map(_pattern, self._tokens)) or "(?!)")
+        # Other added tokens are the encoder's to find, unless one hides a special token. Those marked `normalized` have
+        # their turn after the others.
+        cutting = {id: token for id, token in added.items() if token.special or _overlaps(token.content, self.ids)}
+        self._turns = [_Cut({id: t for id, t in cutting.items() if t.normalized == turn}) for turn in (False, True)]
 
     def mark(self, variables: Mapping[str, Any], template: str) -> Marked:
         """JSON-ready variables with a mark in every special string.
@@ -63,7 +64,8 @@ class Controls:
         """
         plain = {name: _plain(value, name) for name, value in variables.items()}
         text = json.dumps(plain, ensure_ascii=False) + template
-        free = [c for c in _NONCHARACTERS if c not in text and _escaped(c) not in text.lower()]
+        lower = text.lower()
+        free = [c for c in _NONCHARACTERS if c not in text and _escaped(c) not in lower]
         if len(free) < 2:
             raise InputError("the messages use Unicode's noncharacters, U+FDD0 to U+FDEF; take them out")
         marked = Marked({}, *free[:2])
@@ -99,23 +101,30 @@ class Controls:
         return text
 
     def split(self, rendered: str, marked: Marked) -> list[int | str]:
-        """A rendered text as the ids of the template's control tokens and the plain texts between them, in order.
-
-        Reads tokens as the tokenizers library does: the leftmost longest, with the spaces that a token claims.
-        """
-        parts: list[int | str] = []
-        start = at = 0
-        while match := self._control.search(rendered, at):
-            token, at = self._tokens[(match.lastindex or 0) - 1], match.end()
-            if not token.special:
-                continue  # an ordinary token, which the encoder finds by itself in anyone's text
-            before, after = rendered[start : match.start()], rendered[at:]
-            parts += [marked.remove(before.rstrip(_SPACES) if token.lstrip else before), self.ids[token.content]]
-            if token.rstrip:
-                at += len(after) - len(after.lstrip(_SPACES))
-            start = at
-        parts.append(marked.remove(rendered[start:]))
+        """A rendered text as the ids of the template's control tokens and the plain texts between them, in order."""
+        parts: list[int | str] = [rendered]
+        for cut in self._turns:
+            parts = [piece for part in parts for piece in (cut(part) if isinstance(part, str) else [part])]
+        parts = [marked.remove(part) if isinstance(part, str) else part for part in parts]
         return [part for part in parts if part != ""]
+
+
+class _Cut:
+    """Finds added tokens as the tokenizers library does: the leftmost longest, with the spaces that a token claims."""
+
+    def __init__(self, tokens: Mapping[int, AddedToken]) -> None:
+        self._tokens = sorted(tokens.items(), key=lambda item: len(item[1].content), reverse=True)
+        self._pattern = re.compile("|".join(_pattern(token) for _, token in self._tokens) or "(?!)")
+
+    def __call__(self, text: str) -> list[int | str]:
+        parts: list[int | str] = []
+        start = 0
+        while match := self._pattern.search(text, start):
+            id, token = self._tokens[(match.lastindex or 0) - 1]
+            before, after = text[start : match.start()], text[match.end() :]
+            parts += [before.rstrip(_SPACES) if token.lstrip else before, id]
+            start = match.end() + (len(after) - len(after.lstrip(_SPACES)) if token.rstrip else 0)
+        return [*parts, text[start:]]
 
 
 def _pattern(token: AddedToken) -> str:

@@ -8,9 +8,10 @@ import base64
 import binascii
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import tokenizers
 
@@ -24,6 +25,7 @@ _MAX_GROWTH = 64  # how many times longer all replacements together may make a t
 _MAX_FRAME = 64  # tokens that a post-processor may put around a text
 _MAX_PIECE = 512  # characters of a Unigram token: encoding takes time text × longest token
 _MAX_WORD = 1024  # characters of a WordPiece word: encoding takes time quadratic in it
+_MAX_DEPTH = 64
 _MODELS = ("BPE", "WordPiece", "WordLevel", "Unigram")
 
 
@@ -33,35 +35,47 @@ def read_json(path: Path) -> dict[str, Any]:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise TokenizerError(f"{path} has {size:,} bytes; the limit is {MAX_BYTES:,}")
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
     except FileNotFoundError:
         raise NotFound(f"{path} is not there") from None
     except RecursionError:
         raise TokenizerError(f"{path} is nested too deeply") from None
+    except TokenizerError:
+        raise
     except (OSError, ValueError) as error:
-        if isinstance(error, TokenizerError):
-            raise
         raise TokenizerError(f"{path} can't be read as JSON: {error}") from None
     if not isinstance(data, dict):
         raise TokenizerError(f"{path} holds a JSON {type(data).__name__}, not an object")
     return data
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Two values for one key: what is checked here and what runs could be different ones."""
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {twice!r} is there twice")
+    return data
+
+
 def load(data: dict[str, Any], where: str, trust: bool) -> Backend:
-    """The tokenizer that a checked tokenizer.json describes; `trust` runs it here, whatever `reasons` says."""
+    """The tokenizer that a checked tokenizer.json describes; `trust` runs all of it here, whatever `reasons` says."""
     why = [] if trust else reasons(data)
-    source = json.dumps(data, ensure_ascii=False)
-    here = {**data, "normalizer": None, "pre_tokenizer": None} if why else data
+    try:
+        source = json.dumps(data, ensure_ascii=False)
+    except RecursionError:
+        raise TokenizerError(f"{where} is nested too deeply") from None
+    harmless = json.dumps({**data, "normalizer": None, "pre_tokenizer": None}) if why else source
     with native(where):
-        raw = tokenizers.Tokenizer.from_str(json.dumps(here, ensure_ascii=False) if why else source)
+        raw = tokenizers.Tokenizer.from_str(harmless)
     for i, token in enumerate(data.get("added_tokens") or ()):
         if raw.token_to_id(token["content"]) != token["id"]:
             _refuse(where, f"added_tokens[{i}].id", f"is {token['id']}, but {token['content']!r} has another id")
-    backend = Isolated(source, raw, why) if why else Backend(raw)
+    backend = Backend(raw)
     for id in backend.encode([""], add=True)[0]:
         if raw.id_to_token(id) is None:
             _refuse(where, "post_processor", f"adds the id {id}, which no token has")
-    return backend
+    return Isolated(source, raw, why) if why else backend
 
 
 def check(data: dict[str, Any], where: str) -> int:
@@ -70,9 +84,11 @@ def check(data: dict[str, Any], where: str) -> int:
     if not isinstance(model, dict):
         _refuse(where, "model", "is missing or not an object")
     if model.get("type", "BPE") not in _MODELS:
-        _refuse(where, "model.type", f"is {model.get('type')!r}, none of {', '.join(_MODELS)}")
+        _refuse(where, "model.type", f"is {str(model['type'])[:80]!r}, none of {', '.join(_MODELS)}")
     ids = _vocab_ids(model.get("vocab"), where)
-    _check_merges(model.get("merges"), where)
+    merges = model.get("merges") or []
+    if not isinstance(merges, list) or len(merges) > 4 * MAX_IDS:
+        _refuse(where, "model.merges", f"is not a list of at most {4 * MAX_IDS:,} pairs")
     added = data.get("added_tokens") or []
     if not isinstance(added, list):
         _refuse(where, "added_tokens", "is not a list")
@@ -81,32 +97,34 @@ def check(data: dict[str, Any], where: str) -> int:
             _refuse(where, f"added_tokens[{i}].content", "is missing or no text")
         ids.add(_id(token.get("id"), where, f"added_tokens[{i}].id"))
     if max(ids, default=0) > 2 * len(ids) + 1024:
-        _refuse(where, "model.vocab", f"has {len(ids):,} tokens but ids up to {max(ids):,}: most ids would have no token")
+        _refuse(where, "model.vocab", f"has {len(ids):,} tokens and ids up to {max(ids):,}: most ids have no token")
     _check_decoder(data.get("decoder"), where)
     _check_frame(data.get("post_processor"), where)
     return max(ids, default=-1) + 1
 
 
-def _refuse(where: str, field: str, problem: str) -> None:
+def _refuse(where: str, field: str, problem: str) -> NoReturn:
     raise TokenizerError(f"{where}: {field} {problem}")
 
 
 def _id(value: object, where: str, field: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < MAX_IDS:
-        raise TokenizerError(f"{where}: {field} is {value!r}; ids are integers from 0 to {MAX_IDS - 1:,}")
+        _refuse(where, field, f"is {str(value)[:80]}; ids are integers from 0 to {MAX_IDS - 1:,}")
     return value
 
 
 def _vocab_ids(vocab: object, where: str) -> set[int]:
     if isinstance(vocab, list):  # Unigram's: [token, score] each
-        for i, entry in enumerate(vocab[: MAX_IDS + 1]):
+        if len(vocab) > MAX_IDS:
+            _refuse(where, "model.vocab", f"has {len(vocab):,} tokens; the limit is {MAX_IDS:,}")
+        for i, entry in enumerate(vocab):
             match entry:
                 case [str(), int() | float() as score] if math.isfinite(score):
                     continue
             _refuse(where, f"model.vocab[{i}]", f"is {str(entry)[:80]}, not a token and a score")
-        return set(range(_id(len(vocab) - 1, where, "the last index of model.vocab") + 1)) if vocab else set()
+        return set(range(len(vocab)))
     if not isinstance(vocab, dict):
-        raise TokenizerError(f"{where}: model.vocab is missing, or neither an object nor a list")
+        _refuse(where, "model.vocab", "is missing, or neither an object nor a list")
     owners: dict[int, str] = {}
     for token, value in vocab.items():
         id = _id(value, where, f"model.vocab[{token[:80]!r}]")
@@ -115,39 +133,32 @@ def _vocab_ids(vocab: object, where: str) -> set[int]:
     return set(owners)
 
 
-def _check_merges(merges: object, where: str) -> None:
-    if merges is not None and (not isinstance(merges, list) or len(merges) > 4 * MAX_IDS):
-        _refuse(where, "model.merges", f"is not a list of at most {4 * MAX_IDS:,} pairs")
-
-
-def _walk(part: object, field: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every component below a field, out of its Sequences, with its path."""
+def _walk(part: object, field: str, depth: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every object below a field, with its path."""
+    if depth > _MAX_DEPTH:
+        raise TokenizerError(f"{field[:40]}… is nested too deeply")
     if isinstance(part, dict):
         yield field, part
-        for key in ("normalizers", "pretokenizers", "decoders", "processors"):
-            if isinstance(part.get(key), list):
-                for i, inner in enumerate(part[key]):
-                    yield from _walk(inner, f"{field}.{key}[{i}]")
+        for key, inner in part.items():
+            yield from _walk(inner, f"{field}.{key}", depth + 1)
+    elif isinstance(part, list):
+        for i, inner in enumerate(part):
+            yield from _walk(inner, f"{field}[{i}]", depth + 1)
 
 
 def _check_decoder(decoder: object, where: str) -> None:
     for field, part in _walk(decoder, "decoder"):
-        regex = _regex(part)
-        if regex is not None and regex not in KNOWN:
-            _refuse(where, f"{field}.pattern", f"is a regular expression, {regex[:80]!r}: decoders of text need none")
+        if "Regex" in part and part["Regex"] not in KNOWN:
+            _refuse(where, f"{field}.Regex", f"is {str(part['Regex'])[:80]!r}: no known decoder needs it")
         if len(str(part.get("content", ""))) > 16:
             _refuse(where, f"{field}.content", "has more than 16 characters")
 
 
 def _check_frame(processor: object, where: str) -> None:
     for field, part in _walk(processor, "post_processor"):
-        for name in ("single", "pair"):
-            template = part.get(name)
-            if isinstance(template, list) and len(template) > _MAX_FRAME:
-                _refuse(where, f"{field}.{name}", f"has {len(template):,} parts; the limit is {_MAX_FRAME}")
-        for token in (part.get("special_tokens") or {}).values():
-            if len(token.get("ids", ())) > _MAX_FRAME:
-                _refuse(where, f"{field}.special_tokens", f"has one with more than {_MAX_FRAME} ids")
+        for key, inner in part.items():
+            if key in ("single", "pair", "ids", "tokens") and isinstance(inner, list) and len(inner) > _MAX_FRAME:
+                _refuse(where, f"{field}.{key}", f"has {len(inner):,} parts; the limit is {_MAX_FRAME}")
 
 
 def reasons(data: dict[str, Any]) -> list[str]:
@@ -156,44 +167,37 @@ def reasons(data: dict[str, Any]) -> list[str]:
     growth = 1.0
     for top in ("normalizer", "pre_tokenizer"):
         for field, part in _walk(data.get(top), top):
-            regex = _regex(part)
-            if regex is not None and regex not in KNOWN:
-                found.append(f"{field}.pattern is the regular expression {regex[:200]!r}")
+            if "Regex" in part and part["Regex"] not in KNOWN:
+                found.append(f"{field}.Regex is {str(part['Regex'])[:200]!r}")
             growth *= _growth(part)
     if growth > _MAX_GROWTH:
-        found.append(f"normalizer can make a text {growth:.0f} times longer")
+        found.append(f"normalizer can make a text {growth:,.0f} times longer")
     model = data["model"]
     if isinstance(model["vocab"], list) and max((len(token) for token, _ in model["vocab"]), default=0) > _MAX_PIECE:
         found.append(f"model.vocab has tokens of more than {_MAX_PIECE} characters")
-    if model.get("max_input_chars_per_word", 0) > _MAX_WORD:
-        found.append(f"model.max_input_chars_per_word is {model['max_input_chars_per_word']:,}")
+    longest = model.get("max_input_chars_per_word", 0)
+    if isinstance(longest, int) and longest > _MAX_WORD:
+        found.append(f"model.max_input_chars_per_word is {longest:,}")
     return found
 
 
-def _regex(part: dict[str, Any]) -> str | None:
-    pattern = part.get("pattern")
-    return str(pattern["Regex"]) if isinstance(pattern, dict) and "Regex" in pattern else None
-
-
 def _growth(part: dict[str, Any]) -> float:
-    """How many times longer a component can make a text."""
-    match part.get("type"):
-        case "Replace":
-            pattern = part.get("pattern")
-            shortest = len(str(pattern.get("String", " "))) if isinstance(pattern, dict) else 1
-            return max(1.0, len(str(part.get("content", ""))) / shortest if shortest else math.inf)
-        case "Prepend":
-            return max(1.0, len(str(part.get("prepend", ""))))
-        case "Precompiled":
-            return _charsmap_growth(part.get("precompiled_charsmap"))
-    return 1.0
+    """How many times longer a component can make a text. Read off its keys: `type` may be left out of them."""
+    growth = float(len(str(part.get("prepend", ""))))
+    if "pattern" in part and "content" in part:
+        pattern = part["pattern"]
+        shortest = len(str(pattern.get("String", " "))) if isinstance(pattern, dict) else 1
+        growth = max(growth, len(str(part["content"])) / shortest if shortest else math.inf)
+    if "precompiled_charsmap" in part:
+        growth = max(growth, _charsmap_growth(part["precompiled_charsmap"]))
+    return max(1.0, growth)
 
 
 def _charsmap_growth(charsmap: object) -> float:
     """SentencePiece's map: a 4-byte length, a trie of that length, and replacements that each end in a zero byte."""
     try:
         data = base64.b64decode(str(charsmap), validate=True)
-    except binascii.Error:
+    except (binascii.Error, ValueError):
         return math.inf
     texts = data[4 + int.from_bytes(data[:4], "little") :]
-    return max(1.0, *(len(text) / 3 for text in texts.split(b"\0")))
+    return float(max(map(len, texts.split(b"\0"))))

@@ -45,28 +45,20 @@ KNOWN = frozenset({GPT2, LLAMA3, QWEN2, QWEN35, TEKKEN, GPT4O, CL100K, DIGITS, A
 
 # tokenizer.ggml.pre -> what text is cut with, one after the other. "default" is what writers put where the name is
 # unknown to them; GPT-2's regex is what transformers takes it for (llama.cpp has one of its own).
-GGUF_PRE: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(
-        ("default", "gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "gigachat")
-        + ("a.x-4.0", "mellum", "modern-bert", "exaone4"),
+_PRE = (
+    (
+        "default gpt-2 phi-2 mpt olmo jais trillion granite-docling gigachat a.x-4.0 mellum modern-bert exaone4",
         (GPT2,),
     ),
-    **dict.fromkeys(
-        ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"), (DIGITS, GPT2)
-    ),
-    **dict.fromkeys(
-        ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano")
-        + ("dbrx", "smaug-bpe", "glm4", "chatglm-bpe"),
-        (LLAMA3,),
-    ),
-    **dict.fromkeys(
-        ("qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "stablelm2", "hunyuan", "solar-open", "grok-2"),
-        (QWEN2,),
-    ),
-    "qwen35": (QWEN35,),
-    "tekken": (TEKKEN,),
-    **dict.fromkeys(("gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"), (GPT4O,)),
-}
+    ("smollm starcoder refact command-r codeshell exaone minerva-7b mellum2", (DIGITS, GPT2)),
+    ("llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano", (LLAMA3,)),
+    ("dbrx smaug-bpe glm4 chatglm-bpe", (LLAMA3,)),
+    ("qwen2 deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 hunyuan solar-open grok-2", (QWEN2,)),
+    ("qwen35", (QWEN35,)),
+    ("tekken", (TEKKEN,)),
+    ("gpt-4o llama4 kanana2 talkie minimax-m2", (GPT4O,)),
+)
+GGUF_PRE: dict[str, tuple[str, ...]] = {name: regexes for names, regexes in _PRE for name in names.split()}
 # Words that are tokens are taken whole, and BOS is added where the file says nothing (llama.cpp, same table).
 GGUF_WHOLE_WORDS = frozenset(
     {"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano", "tekken"}

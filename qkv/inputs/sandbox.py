@@ -27,11 +27,11 @@ MAX_OUTPUT = 32 * 2**20  # characters
 MAX_MEMORY = 768 * 2**20  # bytes: the interpreter, the messages and a few copies of the longest output
 
 
-class _TooLong(Exception):
-    pass
+class _TooLongError(Exception):
+    """The output, or a string on its way there, is over the limit."""
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """The template called `raise_exception`."""
 
 
@@ -83,19 +83,19 @@ class _Generation(Extension):
 class _Environment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"*"})
 
-    def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:  # type: ignore[override]
+    def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
         # jinja2 gives back an Undefined here, which prints as nothing and is false: an attack that fails unseen.
         raise jinja2.exceptions.SecurityError(f"the sandbox forbids the attribute {attribute!r}")
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         for some, times in ((left, right), (right, left)):
             if isinstance(some, (str, list, tuple)) and isinstance(times, int) and len(some) * times > MAX_OUTPUT:
-                raise _TooLong  # the memory limit would stop it too, where the system has one
+                raise _TooLongError  # the memory limit would stop it too, where the system has one
         return super().call_binop(context, operator, left, right)
 
 
 def _raise_exception(message: object) -> NoReturn:
-    raise _Refused(str(message))
+    raise _RefusedError(str(message))
 
 
 def _to_json(
@@ -131,16 +131,16 @@ def render(template: str, variables: Mapping[str, Any]) -> dict[str, Any]:
         for piece in _compile(template).generate(variables):
             size += len(piece)
             if size > MAX_OUTPUT:
-                raise _TooLong
+                raise _TooLongError
             pieces.append(piece)
         return {"text": "".join(pieces)}
     except MemoryError:
         raise
     except RecursionError as error:
         return {"failed": "it nests or calls itself too deeply", "line": _line(error)}
-    except _TooLong as error:
+    except _TooLongError as error:
         return {"failed": f"its output has more than {MAX_OUTPUT:,} characters", "line": _line(error)}
-    except _Refused as error:
+    except _RefusedError as error:
         return {"failed": f"it refuses these messages: {error}", "line": _line(error)}
     except jinja2.TemplateSyntaxError as error:
         return {"failed": f"syntax error: {error.message}", "line": error.lineno}

@@ -95,11 +95,12 @@ class _Strip(_Step):
 class _WordPiece(_Step):
     """A space before each word; with `cleanup`, none before punctuation and contractions."""
 
-    _TIDY = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m")) + (
+    _TIDY = (
+        *((f" {mark}", mark) for mark in (".", "?", "!", ",")),
+        (" ' ", "'"),
+        *((f" {end}", end) for end in ("n't", "'m")),
         (" do not", " don't"),
-        (" 's", "'s"),
-        (" 've", "'ve"),
-        (" 're", "'re"),
+        *((f" {end}", end) for end in ("'s", "'ve", "'re")),
     )
 
     def __init__(self, prefix: str, cleanup: bool) -> None:
@@ -167,8 +168,8 @@ def _steps(decoder: dict[str, Any] | None) -> list[_Step]:
                 steps.append(_ByteFallback())
             case {"type": "Fuse"}:
                 fused = True
-            case {"type": "Replace", "pattern": {"String": pattern}, "content": content} if (
-                pattern and (not fused or len(pattern) == 1)
+            case {"type": "Replace", "pattern": {"String": pattern}, "content": content} if pattern and (
+                not fused or len(pattern) == 1
             ):
                 steps.append(_Replace(pattern, content))
             case {"type": "Strip", "content": content, "start": start, "stop": stop} if not fused or stop == 0:
@@ -180,7 +181,9 @@ def _steps(decoder: dict[str, Any] | None) -> list[_Step]:
             case {"type": "BPEDecoder", "suffix": suffix} if not fused:
                 steps.append(_WordEnd(suffix))
             case _:
-                raise TokenizerError(f"text can't be streamed through this tokenizer's decoder {part}; decode all at once")
+                raise TokenizerError(
+                    f"text can't be streamed through this tokenizer's decoder {part}; decode all at once"
+                )
     return steps
 
 
@@ -202,7 +205,7 @@ class StreamDecoder:
 
     def finish(self) -> str:
         """The text that was waiting for more."""
-        pieces = []
+        pieces: list[str] = []
         for i, step in enumerate(self._steps):
             for rest in step.finish():
                 pieces += self._through(rest, i + 1)

@@ -1,7 +1,7 @@
 """A process for work that a hostile file could make endless or endlessly large.
 
 One JSON line goes in and one comes out, over plain pipes: no pickle, no socket. The parent waits until a deadline and
-then kills; the next call starts a fresh process. Both ends are in this file: `Worker` is the parent's, `serve` the child's.
+then kills; the next call starts a fresh process. Both ends are here: `Worker` is the parent's, `serve` the child's.
 """
 
 import json
@@ -16,6 +16,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,8 @@ def _ask(process: subprocess.Popen[bytes], request: object, seconds: float) -> A
 def _exchange(process: subprocess.Popen[bytes], line: bytes, seconds: float) -> bytes:
     """Write `line` and read one line, both without ever blocking past the deadline."""
     deadline = time.monotonic() + seconds
-    assert process.stdin is not None and process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout is not None
     out, into = process.stdout.fileno(), process.stdin.fileno()
     os.set_blocking(out, False)
     os.set_blocking(into, False)
@@ -170,10 +172,8 @@ def serve(handle: Callable[[Any], Any], memory: int) -> None:
     """The child's loop: answer each request line until the parent closes the pipe. `memory`: bytes of address space."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    try:
+    with suppress(ValueError, OSError):  # macOS may refuse it: there the time limit and the size checks stand alone
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    except (ValueError, OSError):  # macOS may refuse it: there the time limit and the size checks stand alone
-        pass
     sys.stdout.buffer.write(b"\n")
     sys.stdout.buffer.flush()
     for line in sys.stdin.buffer:

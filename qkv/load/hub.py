@@ -139,6 +139,8 @@ def _from_cache(ref: HubRef, mode: str, why: str, progress: bool) -> HubModel:
         if not pointer.is_file():
             raise NotFound(f"{ref}: {why}, and it is not in the cache: there is no {pointer}")
         commit = pointer.read_text(encoding="utf-8").strip()
+        if not _COMMIT.fullmatch(commit):
+            raise CorruptFile(f"{ref}: {why}, and {pointer} holds {commit[:50]!r}, which is no commit; delete it")
     snapshot = ref.snapshot(commit)
     names = [p.relative_to(snapshot).as_posix() for p in snapshot.rglob("*") if p.is_file()]
     if not names:

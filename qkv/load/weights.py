@@ -20,9 +20,7 @@ from qkv.nn.stack import Transformer
 class Checkpoint(Protocol):
     """Tensors by name: what a file or folder of weights offers."""
 
-    @property
-    def where(self) -> str:
-        """The file or folder, for messages."""
+    where: str  # the file or folder, for messages
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Every tensor's shape, from headers alone."""
@@ -118,7 +116,8 @@ def _tied(model: spec.Model) -> bool:
 
 def _without_prefix(table: list[Row], shapes: Mapping[str, Any], family: Family) -> tuple[list[Row], list[str]]:
     """A tied model's checkpoint may have been saved without its head, which takes the prefix off every name."""
-    if not family.prefix or not shapes or any(name.startswith(family.prefix) for name in shapes):
+    in_table = any(row.theirs.startswith(family.prefix) for row in table)  # GGUF's table has names of its own
+    if not family.prefix or not in_table or not shapes or any(name.startswith(family.prefix) for name in shapes):
         return table, []
     bare = [Row(row.theirs.removeprefix(family.prefix), row.ours, row.via) for row in table]
     return bare, [f"the checkpoint is of the bare model (names without {family.prefix!r})"]

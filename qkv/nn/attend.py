@@ -76,7 +76,7 @@ def weights(
     scale: float,
     softcap: float | None,
 ) -> Tensor:
-    """The attention weights [B, H, Q, K], softmax in float32. A query that sees no key has weights of zero."""
+    """The attention weights [B, H, Q, K], softmax in at least float32. A query that sees no key has weights of zero."""
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     scores = (q @ k.transpose(-1, -2)) * scale
     if softcap is not None:
@@ -87,7 +87,8 @@ def weights(
         allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
     if allowed is not None:
         scores = scores.masked_fill(~allowed, float("-inf"))
-    return torch.softmax(scores, dim=-1, dtype=torch.float32).nan_to_num(0.0).to(q.dtype)
+    exact = torch.promote_types(q.dtype, torch.float32)
+    return torch.softmax(scores, dim=-1, dtype=exact).nan_to_num(0.0).to(q.dtype)
 
 
 def reference(

@@ -59,4 +59,6 @@ class Attention(nn.Module):
         if isinstance(self.mask, Full):
             raise ConfigError("a model that sees the whole sequence at once (mask Full) can't be fed step by step")
         size = self.mask.keeps()
-        return Contiguous(length) if size is None or (length is not None and length <= size) else Ring(size)
+        if size is None or (length is not None and length <= size):
+            return Contiguous(length)
+        return Ring(size, at_once=length is not None)

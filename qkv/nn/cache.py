@@ -57,10 +57,14 @@ class Stream(Storage):
 
 
 class _Held(Storage):
-    """Keys and values in tensors [B, G, slots, D], made at the first step."""
+    """Keys and values in tensors [B, G, slots, D], made at the first step.
 
-    k: Tensor | None = None
-    v: Tensor | None = None
+    `at_once`: the slots to make there and then; None: doubled whenever they are full, up to `most`."""
+
+    def __init__(self, at_once: int | None, most: int = 2**62) -> None:
+        self.at_once, self.most = at_once, most
+        self.k: Tensor | None = None
+        self.v: Tensor | None = None
 
     def select(self, rows: Sequence[int]) -> None:
         if self.k is not None and self.v is not None:
@@ -71,11 +75,17 @@ class _Held(Storage):
     def nbytes(self) -> int:
         return sum(x.numel() * x.element_size() for x in (self.k, self.v) if x is not None)
 
-    def resize(self, like: Tensor, rows: int, slots: int) -> tuple[Tensor, Tensor]:
-        """Room for `slots` keys a sequence, with what was there at the front."""
+    def room(self, like: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Keys and values with slots for this step's tokens too, what was there at the front."""
+        if not any(batch.starts):
+            self.k = self.v = None  # whatever a first step that was cut off has left
+        needed = min(max(batch.ends), self.most)
+        if self.k is not None and self.v is not None and self.k.shape[2] >= needed:
+            return self.k, self.v
+        slots = self.at_once or min(self.most, max(64, 1 << (needed - 1).bit_length()))
 
         def grown(old: Tensor | None) -> Tensor:
-            new = like.new_zeros(rows, like.shape[1], slots, like.shape[2])
+            new = like.new_zeros(len(batch.lengths), like.shape[1], slots, like.shape[2])
             if old is not None:
                 new[:, :, : old.shape[2]] = old
             return new
@@ -85,16 +95,14 @@ class _Held(Storage):
 
 
 class Contiguous(_Held):
-    """Every key, position j in slot j. Room for `length` tokens a sequence, or (None) doubled whenever it is full."""
+    """Every key, position j in slot j. Room for `length` tokens a sequence; None: it grows."""
 
     def __init__(self, length: int | None = None) -> None:
-        self.length = length
+        super().__init__(at_once=length)
 
     def extend(self, k: Tensor, v: Tensor, batch: Batch) -> Keys:
+        K, V = self.room(k, batch)
         end = max(batch.ends)
-        K, V = self.k, self.v
-        if K is None or V is None or K.shape[2] < end:
-            K, V = self.resize(k, len(batch.lengths), self.length or max(64, 1 << (end - 1).bit_length()))
         if batch.aligned:
             start = batch.starts[0]
             K[:, :, start:end] = batch.grid(k).transpose(1, 2)
@@ -114,44 +122,67 @@ class Contiguous(_Held):
 
 
 class Ring(_Held):
-    """The last `size` keys, position p in slot p mod size: all that a window of that size can ever see."""
+    """The last `size` keys, position p in slot p mod size: all that a window of that size can ever see.
 
-    def __init__(self, size: int) -> None:
+    `at_once`: take all its memory at the first step, not as it fills."""
+
+    def __init__(self, size: int, at_once: bool = False) -> None:
+        super().__init__(at_once=size if at_once else None, most=size)
         self.size = size
+        self.ends: list[int] = []  # as written; ahead of the cache's lengths after a step that was cut off
+
+    def select(self, rows: Sequence[int]) -> None:
+        super().select(rows)
+        self.ends = [self.ends[r] for r in rows]
 
     def extend(self, k: Tensor, v: Tensor, batch: Batch) -> Keys:
-        K, V = self.k, self.v
-        if K is None or V is None:
-            K, V = self.resize(k, len(batch.lengths), self.size)
+        if any(0 < start < end - 1 for start, end in zip(batch.starts, self.ends, strict=False)):
+            raise InputError(
+                "the last step with this cache was cut off after its keys had pushed out older ones: start a new cache"
+            )
+        K, V = self.room(k, batch)
         if max(batch.lengths) == 1:
             self._write(K, V, k, v, batch)
-            held = batch.once(("ring", self.size, 1), lambda: self._positions(batch.ends, batch.device))
-            return Keys(K, V, lambda: held, ("ring", self.size), False)
+            return self._seen(K, V, batch.ends, batch)
 
         # A chunk's first queries still see keys that its last ones push out: look at old and new side by side.
-        def positions() -> Tensor:
-            return torch.cat((self._positions(batch.starts, batch.device), stream.positions().expand(rows, -1)), 1)
-
-        rows = len(batch.lengths)
-        stream = Stream().extend(k, v, batch)
-        seen = torch.cat((K, stream.k), 2), torch.cat((V, stream.v), 2)
+        old, new = self._seen(K, V, batch.starts, batch), Stream().extend(k, v, batch)
+        seen = torch.cat((old.k, new.k), 2), torch.cat((old.v, new.v), 2)
         self._write(K, V, k, v, batch)
-        return Keys(*seen, lambda: batch.once(("ring", self.size), positions), ("ring", self.size), False)
+        rows = len(batch.lengths)
+
+        def positions() -> Tensor:
+            return torch.cat((old.positions().expand(rows, -1), new.positions().expand(rows, -1)), 1)
+
+        layout = ("ring", self.size)
+        return Keys(*seen, lambda: batch.once(("ring", self.size, "and new"), positions), layout, old.in_order)
+
+    def _seen(self, K: Tensor, V: Tensor, ends: Sequence[int], batch: Batch) -> Keys:
+        """The slots in use once `ends` tokens are there."""
+        used = (slice(None), slice(None), slice(min(max(ends), self.size)))
+
+        def positions() -> Tensor:
+            """The largest p < end with p mod size = slot; −1 where there is none."""
+            slots = torch.arange(used[2].stop, device=K.device)
+            last = torch.tensor(list(ends), device=K.device)[:, None] - 1
+            return (last - (last - slots) % self.size).clamp(min=-1)
+
+        layout = ("ring", self.size)
+        in_order = batch.aligned and ends[0] <= self.size
+        return Keys(K[used], V[used], lambda: batch.once(layout, positions), layout, in_order)
 
     def _write(self, K: Tensor, V: Tensor, k: Tensor, v: Tensor, batch: Batch) -> None:
         """The last `size` new tokens of each sequence into their slots."""
-        ends = torch.tensor(batch.ends, device=k.device)
-        keep = batch.positions >= ends[batch.rows] - self.size
-        rows, slots = batch.rows[keep], batch.positions[keep] % self.size
+        self.ends = batch.ends
+        rows, slots, keep = batch.once(("ring slots", self.size), lambda: self._slots(batch))
         K[rows, :, slots] = k[keep]
         V[rows, :, slots] = v[keep]
 
-    def _positions(self, ends: Sequence[int], device: torch.device) -> Tensor:
-        """[B, size]: the position in each slot once `ends` tokens are there: the largest p < end with p mod size =
-        slot; −1 where there is none."""
-        slots = torch.arange(self.size, device=device)
-        end = torch.tensor(list(ends), device=device)[:, None]
-        return (end - 1 - (end - 1 - slots) % self.size).clamp(min=-1)
+    def _slots(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Sequence and slot of each new token that is kept, and where in the stream it is."""
+        ends = torch.tensor(batch.ends, device=batch.device)
+        keep = torch.nonzero(batch.positions >= ends[batch.rows] - self.size)[:, 0]
+        return batch.rows[keep], batch.positions[keep] % self.size, keep
 
 
 class Cache:
@@ -179,7 +210,9 @@ class Cache:
         self.lengths = batch.ends
 
     def select(self, rows: Sequence[int]) -> None:
-        """Keep these sequences, in this order."""
+        """Keep these sequences, in this order. InputError: none, or one that isn't there."""
+        if not rows or not all(0 <= row < len(self.lengths) for row in rows):
+            raise InputError(f"this cache holds {len(self.lengths)} sequences; it can't keep {list(rows)} of them")
         for storage in self.layers:
             storage.select(rows)
         self.lengths = [self.lengths[r] for r in rows]

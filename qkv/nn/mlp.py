@@ -1,6 +1,7 @@
 """MLPs: what each token does alone."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +11,18 @@ from qkv import spec
 from qkv.nn.linear import Linear
 from qkv.nn.parts import implements
 
+
+def relu2(x: Tensor) -> Tensor:
+    """relu(x)² (Primer, arXiv 2109.08668)."""
+    return F.relu(x).square()
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "silu": F.silu,
-    "relu2": lambda x: F.relu(x).square(),
+    "relu2": relu2,
     "tanh": torch.tanh,
 }
 

@@ -87,17 +87,19 @@ class Rotary(Relative):
     def __init__(self, position: spec.Rotary, heads: int, head_dim: int) -> None:
         super().__init__()
         self.spec, self.dims = position, position.dims or head_dim
+        self.pairs, self.axis = ((-1, 2), -1) if position.interleaved else ((2, -1), -2)
 
     def turn(self, q: Tensor, k: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         cos, sin = batch.once((self.spec, self.dims, q.dtype), lambda: self.table(batch, q.dtype))
         return self.rotate(q, cos, sin), self.rotate(k, cos, sin)
 
     def table(self, batch: Batch, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos and sin [T, 1, dims] of each token's angles."""
+        """cos and sin [T, 1, dims] of each token's angles; sin with the sign that it has in `rotate`."""
         frequencies, attention = self.frequencies(batch)
         angles = batch.positions[:, None].float() * frequencies
-        angles = angles.repeat_interleave(2, -1) if self.spec.interleaved else torch.cat((angles, angles), -1)
-        return (angles.cos() * attention).to(dtype)[:, None], (angles.sin() * attention).to(dtype)[:, None]
+        cos, sin = angles.cos() * attention, angles.sin() * attention
+        cos, sin = (torch.stack(pair, self.axis).flatten(-2) for pair in ((cos, cos), (-sin, sin)))
+        return cos.to(dtype)[:, None], sin.to(dtype)[:, None]
 
     def frequencies(self, batch: Batch) -> tuple[Tensor, float]:
         """[dims/2], or [T, dims/2] where they depend on the sequence; and a factor for cos and sin."""
@@ -105,15 +107,11 @@ class Rotary(Relative):
         return scaling.frequencies(self.spec.base, self.dims, batch)
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        turned, rest = x[..., : self.dims], x[..., self.dims :]
-        if self.spec.interleaved:
-            a, b = turned[..., 0::2], turned[..., 1::2]
-            crossed = torch.stack((-b, a), -1).flatten(-2)
-        else:
-            a, b = turned.chunk(2, -1)
-            crossed = torch.cat((-b, a), -1)
-        turned = turned * cos + crossed * sin
-        return torch.cat((turned, rest), -1) if rest.shape[-1] else turned
+        """Each pair (a, b) of x's first `dims` numbers becomes (a·cos − b·sin, b·cos + a·sin)."""
+        if self.dims < x.shape[-1]:
+            return torch.cat((self.rotate(x[..., : self.dims], cos, sin), x[..., self.dims :]), -1)
+        partner = x.reshape(*x.shape[:-1], *self.pairs).flip(self.axis).reshape(x.shape)
+        return x * cos + partner * sin
 
 
 @implements(spec.Alibi)
@@ -162,7 +160,7 @@ class RelativeBias(Relative):
             back = (-distance).clamp(min=0)
         exact = count // 2
         log = torch.log(back.clamp(min=1).float() / exact) / math.log(self.spec.distance / exact)
-        far = (exact + log * (count - exact)).long().clamp(max=count - 1)
+        far = (exact + (log * (count - exact)).long()).clamp(max=count - 1)
         return offset + torch.where(back < exact, back, far)
 
     def bias(self, batch: Batch, keys: Tensor) -> Tensor:
@@ -193,6 +191,11 @@ class LinearScaling(Unscaled):
         return plain / self.spec.factor, attention
 
 
+def _ntk(stretch: float, dims: int) -> float:
+    """What the base is multiplied by. (A single pair turns by 1 a position, whatever the base.)"""
+    return float(stretch ** (dims / max(dims - 2, 1)))
+
+
 @implements(spec.NTKScaling)
 class NTKScaling(Unscaled):
     """base · factor^(d/(d−2)) (bloc97 2023)."""
@@ -201,7 +204,7 @@ class NTKScaling(Unscaled):
         self.spec = scaling
 
     def frequencies(self, base: float, dims: int, batch: Batch) -> tuple[Tensor, float]:
-        return super().frequencies(base * self.spec.factor ** (dims / (dims - 2)), dims, batch)
+        return super().frequencies(base * _ntk(self.spec.factor, dims), dims, batch)
 
 
 @implements(spec.DynamicNTKScaling)
@@ -221,7 +224,7 @@ class DynamicNTKScaling(Unscaled):
                     " a fixed scaling (linear, NTK, YaRN)"
                 )
         stretch = [factor * max(end, length) / length - (factor - 1) for end in batch.ends]
-        bases = torch.tensor([base * s ** (dims / (dims - 2)) for s in stretch], device=batch.device)
+        bases = torch.tensor([base * _ntk(s, dims) for s in stretch], device=batch.device)
         steps = torch.arange(0, dims, 2, device=batch.device).float() / dims
         return (1.0 / bases[:, None] ** steps)[batch.rows], 1.0
 

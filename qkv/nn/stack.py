@@ -15,6 +15,7 @@ from qkv.nn.block import PreNorm
 from qkv.nn.cache import Cache, Storage, Stream
 from qkv.nn.parts import build, implements
 
+WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 Ids = Tensor | Sequence[Sequence[int]] | Sequence[Tensor]
 
 
@@ -88,21 +89,25 @@ class Transformer(nn.Module):
 
 def as_stream(ids: Ids, vocab: int, device: torch.device) -> tuple[Tensor, list[int]]:
     """Ids at the edge → the stream [T] and each sequence's length. InputError names the sequence and the id."""
-    if isinstance(ids, Tensor):
-        if ids.ndim != 2 or ids.dtype.is_floating_point or ids.dtype == torch.bool:
-            raise InputError(f"ids must be whole numbers [batch, length], got {ids.dtype} of shape {list(ids.shape)}")
-        rows: list[Tensor] = list(ids)
-    else:
-        rows = [r if isinstance(r, Tensor) else torch.tensor(r, dtype=torch.long) for r in ids]
+    if isinstance(ids, Tensor) and ids.ndim != 2:
+        raise InputError(f"ids must be [batch, length], got the shape {list(ids.shape)}")
+    rows = [_row(i, row) for i, row in enumerate(ids)]
     if not rows:
         raise InputError("no sequence was given")
-    for i, row in enumerate(rows):
-        if row.ndim != 1 or row.dtype.is_floating_point:
-            raise InputError(f"sequence {i} must be a row of whole numbers, got {row.dtype} of shape {list(row.shape)}")
-        if row.numel() == 0:
-            raise InputError(f"sequence {i} is empty: there is nothing to read")
     stream = torch.cat(rows).to(device=device, dtype=torch.long)
     low, high = (int(x) for x in torch.aminmax(stream))
     if low < 0 or high >= vocab:
         raise InputError(f"token id {low if low < 0 else high} is outside the vocabulary of {vocab}")
     return stream, [row.numel() for row in rows]
+
+
+def _row(i: int, ids: Sequence[int] | Tensor) -> Tensor:
+    try:
+        row = torch.as_tensor(ids)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"sequence {i} must be a row of whole numbers, got {ids!r:.80}") from error
+    if row.ndim == 1 and row.numel() == 0:
+        raise InputError(f"sequence {i} is empty: there is nothing to read")
+    if row.ndim != 1 or row.dtype not in WHOLE:
+        raise InputError(f"sequence {i} must be a row of whole numbers, got {row.dtype} of shape {list(row.shape)}")
+    return row

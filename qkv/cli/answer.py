@@ -1,0 +1,86 @@
+"""What `generate` and `chat` share: their options, loading a model, and printing an answer as it comes."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+
+from qkv.cli.console import DTYPES, note
+
+if TYPE_CHECKING:
+    from qkv.generate.result import Generation, Piece
+    from qkv.model import Model
+
+MaxTokens = Annotated[int | None, typer.Option(help="At most this many new tokens.", show_default="256")]
+Temperature = Annotated[float | None, typer.Option(help="0 is greedy: the most likely token each time.")]
+TopK = Annotated[int | None, typer.Option(help="Draw from the k most likely tokens.")]
+TopP = Annotated[float | None, typer.Option(help="Draw from the fewest tokens that come to this probability.")]
+MinP = Annotated[float | None, typer.Option(help="Draw from tokens at least this likely, beside the likeliest.")]
+Penalty = Annotated[float | None, typer.Option(help="Above 1: make what was already said less likely.")]
+Seed = Annotated[int | None, typer.Option(help="Repeat a draw: the same seed gives the same text.")]
+Stop = Annotated[list[str] | None, typer.Option(help="End at this text. May be given several times.")]
+Dtype = Annotated[str | None, typer.Option(help=f"Hold the weights as {', '.join(DTYPES)}; if not given, as stored.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. The processor if not given.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Processor cores to use.")]
+
+# What would move the cursor or change the terminal is shown as U+FFFD; a line's end and a tab stay.
+_CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\ufffd")
+
+
+def load(ref: str, dtype: str | None, device: str | None, threads: int | None) -> "Model":
+    """The model, ready to answer. Raises as `qkv.load`, and InputError for a device that isn't there."""
+    import torch
+
+    from qkv.errors import InputError
+    from qkv.model import load as load_model
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {device!r} can't be used: {str(error).splitlines()[0]}") from error
+    return load_model(ref, dtype=dtype, device=device, progress=True)
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were given, as `generate` takes them."""
+    return {name: value for name, value in options.items() if value not in (None, [])}
+
+
+def announce(model: "Model", settings: dict[str, Any]) -> None:
+    """Notes on the model and what is in force, each a dim line."""
+    for text in model.notes:
+        note(text)
+    note(model.settings(**settings).describe())
+
+
+def stream(pieces: "Iterable[Piece]", file: TextIO) -> "Generation | None":
+    """Print an answer piece by piece, and end its line even where Ctrl-C breaks it off (KeyboardInterrupt)."""
+    terminal = file.isatty()
+    generation = None
+    try:
+        for piece in pieces:
+            file.write(piece.translate(_CONTROLS) if terminal else piece)
+            file.flush()
+            generation = piece.generation
+    finally:
+        file.write("\n")
+        file.flush()
+    return generation
+
+
+def sum_up(generation: "Generation") -> str:
+    """The last line: tokens, tokens/s, GB/s, memory."""
+    timing = generation.timing
+    parts = [f"{len(generation.tokens)} tokens"]
+    if timing.tokens_per_second is not None and timing.gigabytes_per_second is not None:
+        parts += [f"{timing.tokens_per_second:.1f} tokens/s", f"{timing.gigabytes_per_second:.1f} GB/s"]
+    if timing.peak_memory is not None:
+        parts.append(f"{timing.peak_memory / 1e9:.2f} GB of memory")
+    parts.append(f"prompt of {timing.prompt_tokens} in {timing.prefill_seconds:.2f} s")
+    if generation.seed is not None:
+        parts.append(f"seed {generation.seed}")
+    if generation.finish_reason == "length":
+        parts.append("cut at max_tokens or the context's end")
+    return " · ".join(parts)

@@ -1,0 +1,94 @@
+"""What all verbs share: results on standard output, everything else on standard error, numbers as people read them."""
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+DEFAULT_MODEL = "smollm2"
+DTYPES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", help="Alias, folder, .gguf or .safetensors file, org/name\\[@revision], or pypi:NAME==VERSION."
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
+
+
+def out() -> "Console":
+    """Standard output. Colours only on a terminal, and none where NO_COLOR is set."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def err() -> "Console":
+    """Standard error: progress, notes, errors."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def note(text: str) -> None:
+    """A dim line on standard error."""
+    err().print(text, style="dim", markup=False, soft_wrap=True)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One JSON object on standard output."""
+    utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    print(json.dumps(value, indent=2, ensure_ascii=not utf8, allow_nan=False))
+
+
+def fail(error: Exception, *, as_json: bool) -> None:
+    """One red "error: …" on standard error; with --json also as an object on standard output."""
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    console = err()
+    console.print("error: ", style="bold red", end="")
+    console.print(message, markup=False, soft_wrap=True)
+    if as_json:
+        print_json({"error": {"type": type(error).__name__, "message": message}})
+
+
+def read_stdin(what: str) -> str:
+    """All of standard input as text, without the last line's end. InputError: it is a terminal, empty, or no UTF-8."""
+    from qkv.errors import InputError
+
+    if sys.stdin is None or sys.stdin.isatty():
+        raise InputError(f"no {what} was given: write it after the verb, or pipe it in")
+    try:
+        text = sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not UTF-8 (byte {error.start})") from error
+    text = text.removesuffix("\n").removesuffix("\r")
+    if not text:
+        raise InputError(f"no {what} was given: standard input is empty")
+    return text
+
+
+def binary(size: float) -> str:
+    """Bytes in powers of 1024: 320 KiB, 2.5 MiB, 128.5 GiB."""
+    units = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
+    power = 0
+    while size >= 1024 and power < len(units) - 1:
+        size, power = size / 1024, power + 1
+    return f"{_short(size)} {units[power]}"
+
+
+def short(number: float, units: str = "KMBT") -> str:
+    """A count in words: 134.5 M, 68.98 B; `units` name the thousands, millions and so on."""
+    power = 0
+    while number >= 1000 and power < len(units):
+        number, power = number / 1000, power + 1
+    return f"{_short(number)} {units[power - 1]}" if power else _short(number)
+
+
+def _short(number: float) -> str:
+    text = f"{number:,.{1 if number >= 100 else 2}f}"
+    return text.rstrip("0").rstrip(".")

@@ -1,0 +1,79 @@
+"""`qkv generate PROMPT`: continue a text, or with --chat answer it."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qkv.cli import answer
+from qkv.cli.console import DEFAULT_MODEL, JsonOption, ModelOption, err, note, print_json, read_stdin
+from qkv.errors import InputError
+
+if TYPE_CHECKING:
+    from qkv.model import Model
+
+
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="The text to continue; standard input if not given.")] = None,
+    model: ModelOption = DEFAULT_MODEL,
+    chat: Annotated[bool, typer.Option("--chat", help="Answer as in a chat, by the model's own template.")] = False,
+    system: Annotated[str | None, typer.Option(help="A system prompt (with --chat).")] = None,
+    max_tokens: answer.MaxTokens = None,
+    temperature: answer.Temperature = None,
+    top_k: answer.TopK = None,
+    top_p: answer.TopP = None,
+    min_p: answer.MinP = None,
+    repetition_penalty: answer.Penalty = None,
+    seed: answer.Seed = None,
+    stop: answer.Stop = None,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(min=0, help="Log-probabilities of the chosen and the N likeliest tokens (with --json)."),
+    ] = None,
+    dtype: answer.Dtype = None,
+    device: answer.Device = None,
+    threads: answer.Threads = None,
+    json: JsonOption = False,
+) -> None:
+    """Continue a text: `qkv generate "The capital of France is"`."""
+    if system is not None and not chat:
+        raise InputError("--system needs --chat: without a template there is no system prompt")
+    if logprobs is not None and not json:
+        raise InputError("--logprobs needs --json, which prints them")
+    text = read_stdin("prompt") if prompt is None else prompt
+    settings = answer.given(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=stop,
+        logprobs=None if logprobs is None else logprobs or True,
+    )
+    loaded = answer.load(model, dtype, device, threads)
+    system_turn = [{"role": "system", "content": system}] if system is not None else []
+    messages = [*system_turn, {"role": "user", "content": text}] if chat else None
+    if json:
+        _json(loaded, text, messages, settings)
+        return
+    answer.announce(loaded, settings)
+    if messages is None and sys.stdout.isatty() and sys.stderr.isatty():
+        err().print(text, style="dim", markup=False, end="", soft_wrap=True)
+    pieces = (
+        loaded.chat(messages, stream=True, **settings) if messages else loaded.generate(text, stream=True, **settings)
+    )
+    done = answer.stream(pieces, sys.stdout)
+    if done is not None:
+        note(answer.sum_up(done))
+
+
+def _json(loaded: "Model", text: str, messages: list[dict[str, str]] | None, settings: dict[str, Any]) -> None:
+    made = loaded.chat(messages, **settings) if messages else loaded.generate(text, **settings)
+    about = {
+        "model": loaded.source.origin if loaded.source else None,
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+    }
+    applied = {"settings": loaded.settings(**settings).describe(), "notes": list(loaded.notes)}
+    print_json({**made.to_dict(), **about, **applied})

@@ -1,0 +1,85 @@
+"""What `show` and `diff` can describe without weights: any model reference, a spec in TOML, and well-known models whose
+published config.json travels with qkv (`qkv/families/known/`), so that they can be compared without a download."""
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qkv.errors import ConfigError, NotFound, QkvError
+from qkv.load.folder import read_json
+from qkv.load.reference import ALIASES
+from qkv.spec import Model
+
+if TYPE_CHECKING:
+    from qkv.load.gguf import GgufFile
+
+FOLDER = Path(__file__).parent.parent / "families" / "known"
+LONGEST = 1 << 20  # characters of a spec in TOML
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """A model's spec and where it is from. `title`: the family's, or nothing; `gguf`: the file, if it is one."""
+
+    ref: str
+    spec: Model
+    title: str
+    origin: str
+    notes: tuple[str, ...] = ()
+    gguf: "GgufFile | None" = None
+
+
+def sketch(ref: str) -> Sketch:
+    """What a reference describes. A path or an alias wins over a well-known name, and `gpt2@main` asks the hub.
+
+    Raises as `qkv.load.describe.describe`, with the nearest well-known name where nothing was found."""
+    if ref.endswith(".toml"):
+        return _of_toml(ref)
+    if ref.lower() in names() and ref not in ALIASES and not Path(ref).expanduser().exists():
+        return _published(ref.lower())
+    from qkv.load.describe import describe
+
+    try:
+        found = describe(ref)
+    except NotFound as error:
+        raise NotFound(f"{error}{_nearest(ref)}") from error
+    return Sketch(ref, found.spec, found.family.title, found.source.origin, found.notes, found.gguf)
+
+
+def names() -> tuple[str, ...]:
+    """The well-known models, by file name."""
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
+
+
+def _published(name: str) -> Sketch:
+    from qkv.families.family import find
+
+    config = read_json(FOLDER / f"{name}.json")
+    family = find(config["model_type"])
+    origin = f"{name} = the published config of {config['_name_or_path']}, no weights"
+    return Sketch(name, family.spec(config), family.title, origin)
+
+
+def _of_toml(path: str) -> Sketch:
+    from qkv.specfile import from_toml
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(LONGEST)
+    except OSError as error:
+        raise NotFound(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 (byte {error.start})") from error
+    try:
+        part = from_toml(text)
+    except QkvError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if not isinstance(part, Model):
+        raise ConfigError(f"{path}: holds a {type(part).__name__}, not a whole Model")
+    return Sketch(path, part, "", f"{path}, a spec without weights")
+
+
+def _nearest(ref: str) -> str:
+    close = difflib.get_close_matches(ref.lower(), [*names(), *ALIASES], n=3, cutoff=0.5)
+    return f"\nnear it, `show` and `diff` know: {', '.join(close)}" if close else ""

@@ -1,0 +1,53 @@
+"""`qkv verify MODEL`: is this checkpoint sound? Every tensor is read once, then the model is loaded and tried."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qkv.cli.console import JsonOption, err, out, print_json
+
+if TYPE_CHECKING:
+    from qkv.cli.health import Health
+
+
+def verify(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model reference.")],
+    json: JsonOption = False,
+) -> None:
+    """Check a checkpoint: NaN, zeros, ties, leftovers, tokenizer. Exit code 1 where something is wrong."""
+    from qkv.cli.health import admit, examine
+
+    patient = admit(model)
+    with _progress(patient.names) as names:
+        health = examine(patient, names)
+    if json:
+        print_json(health.to_dict())
+    else:
+        _print(health)
+    if health.problems:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _progress(names: list[str]) -> Iterator[Iterator[str]]:
+    """The names one by one, under a bar on standard error where that is a terminal."""
+    from rich.progress import Progress
+
+    with Progress(console=err(), disable=not err().is_terminal, transient=True) as bar:
+        yield iter(bar.track(names, description="reading tensors"))
+
+
+def _print(health: "Health") -> None:
+    from rich.text import Text
+
+    console = out()
+    console.print(health.described.source.origin, style="dim", markup=False)
+    kinds = (("green", "✓ ", health.checks), ("dim", "- ", health.notes), ("red", "✗ ", health.problems))
+    for style, mark, texts in kinds:
+        for text in texts:
+            console.print(Text.assemble((mark, style), text), soft_wrap=True)
+    count = len(health.problems)
+    verdict = ("sound", "bold green") if not count else (f"{count} problem{'s' * (count > 1)}", "bold red")
+    console.print(Text.assemble((f"{health.described.source.ref}: ", "bold"), verdict))

@@ -1,0 +1,258 @@
+"""Whatever a cache holds and however it was filled, the answer is that of the whole text at once."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from qkv import spec
+from qkv.errors import ConfigError, InputError
+from qkv.nn.batch import Batch
+from qkv.nn.cache import Cache, Contiguous, Ring, Storage, Stream
+from qkv.nn.stack import Transformer
+from tests.tiny import VOCAB, tiny
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+
+
+def attention(mask: spec.Mask, position: spec.Relative | None, **how: Any) -> spec.Attention:
+    return spec.Attention(4, 2, mask=mask, position=position, **how)
+
+
+MIXERS = {
+    "all keys, rotary": [attention(spec.Causal(), spec.Rotary())],
+    "all keys, ALiBi": [attention(spec.Causal(), spec.Alibi())],
+    "all keys, buckets": [attention(spec.Causal(), spec.RelativeBias(8, 6))],
+    "all keys, no position, capped": [attention(spec.Causal(), None, softcap=3.0)],
+    "window of 1": [attention(spec.Window(1), spec.Rotary())],
+    "window of 3": [attention(spec.Window(3), spec.Rotary())],
+    "window of 3, ALiBi, capped": [attention(spec.Window(3), spec.Alibi(), softcap=3.0)],
+    "window of 8, buckets": [attention(spec.Window(8), spec.RelativeBias(8, 6))],
+    "windows and all keys": [attention(spec.Window(3), spec.Rotary()), attention(spec.Causal(), spec.Rotary(dims=2))],
+    "two windows": [attention(spec.Window(2), spec.Alibi()), attention(spec.Window(5), spec.Alibi())],
+}
+mixers = pytest.mark.parametrize("name", MIXERS)
+
+
+def whole(model: Transformer, texts: list[list[int]]) -> list[Tensor]:
+    """Logits [length, V] of each text, each by itself and without a cache."""
+    with torch.no_grad():
+        return [model([text])[0] for text in texts]
+
+
+def steps(model: Transformer, pieces: list[list[list[int]]], cache: Cache) -> list[Tensor]:
+    """Logits [length, V] of each sequence, fed piece by piece: pieces[step][sequence]."""
+    seen = [model(piece, cache=cache) for piece in pieces]
+    return [torch.cat(parts) for parts in zip(*seen, strict=True)]
+
+
+@st.composite
+def cuttings(draw: st.DrawFn) -> list[list[list[int]]]:
+    """One to three texts, cut into the same number of pieces, each wherever it likes."""
+    count, rows = draw(st.integers(1, 5)), draw(st.integers(1, 3))
+    piece = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=6)
+    return [[draw(piece) for _ in range(rows)] for _ in range(count)]
+
+
+def joined(pieces: list[list[list[int]]]) -> list[list[int]]:
+    return [[i for part in parts for i in part] for parts in zip(*pieces, strict=True)]
+
+
+@mixers
+def test_any_cutting_of_any_texts_is_one_pass(name: str) -> None:
+    model = tiny(*MIXERS[name])
+
+    @given(cuttings(), st.booleans())
+    def any_cutting(pieces: list[list[list[int]]], limited: bool) -> None:
+        texts = joined(pieces)
+        cache = model.new_cache(max(map(len, texts)) if limited else None)
+        torch.testing.assert_close(steps(model, pieces, cache), whole(model, texts), **CLOSE)
+        assert cache.lengths == [len(text) for text in texts]
+        with torch.no_grad():
+            torch.testing.assert_close(model(texts), whole(model, texts), **CLOSE)
+
+    any_cutting()
+
+
+@mixers
+def test_rows_can_be_dropped_doubled_and_reordered_between_steps(name: str) -> None:
+    model = tiny(*MIXERS[name])
+
+    @given(st.data())
+    def any_choice(data: st.DataObject) -> None:
+        before, after = data.draw(cuttings()), data.draw(cuttings())
+        cache = model.new_cache()
+        steps(model, before, cache)
+        count = len(after[0])
+        rows = data.draw(st.lists(st.integers(0, len(before[0]) - 1), min_size=count, max_size=count))
+        cache.select(rows)
+        then = steps(model, after, cache)
+        for row, logits, more in zip(rows, then, joined(after), strict=True):
+            expected = whole(model, [joined(before)[row] + more])[0][-len(more) :]
+            torch.testing.assert_close(logits, expected, **CLOSE)
+
+    any_choice()
+
+
+def test_select_refuses_what_is_not_there() -> None:
+    model = tiny()
+    cache = model.new_cache()
+    model([[1, 2], [3]], cache=cache)
+    for rows in ([], [2], [0, -1]):
+        with pytest.raises(InputError, match="holds 2 sequences"):
+            cache.select(rows)
+    assert cache.lengths == [2, 1]
+
+
+@pytest.mark.parametrize("mask", [spec.Causal(), spec.Window(100)], ids=repr)
+def test_growing_keeps_what_was_there(mask: spec.Mask) -> None:
+    model = tiny(attention(mask, spec.Rotary()), layers=1)
+    text = torch.randint(VOCAB, (150,)).tolist()
+    cache, sizes, seen = model.new_cache(), [], []
+    for start in range(0, 150, 15):
+        seen.append(model([text[start : start + 15]], cache=cache)[0])
+        sizes.append(cache.nbytes // (2 * 2 * 4 * 4))
+    torch.testing.assert_close(torch.cat(seen), whole(model, [text])[0], **CLOSE)
+    if mask == spec.Causal():
+        assert sizes == [64] * 4 + [128] * 4 + [256] * 2
+    else:
+        assert sizes == [64] * 4 + [100] * 6, "a ring never grows beyond its window"
+
+
+@pytest.mark.parametrize(
+    ("mask", "length", "slots"),
+    [
+        (spec.Causal(), None, 64),
+        (spec.Causal(), 50, 50),
+        (spec.Window(20), None, 20),
+        (spec.Window(20), 50, 20),
+        (spec.Window(20), 12, 12),
+        (spec.Window(2**30), None, 64),
+        (spec.Window(80), 500, 80),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bytes(mask: spec.Mask, length: int | None, slots: int, dtype: torch.dtype) -> None:
+    """2 · layers · sequences · slots · kv_heads · head_dim · bytes a number; an unlimited cache grows into its window."""
+    model = tiny(attention(mask, None), layers=3).to(dtype)
+    cache = model.new_cache(length)
+    assert cache.nbytes == 0
+    model([[1, 2, 3], [4]], cache=cache)
+    assert cache.nbytes == 2 * 3 * 2 * slots * 2 * 4 * dtype.itemsize
+    assert Stream().nbytes == 0
+
+
+def test_storages() -> None:
+    def kinds(mask: spec.Mask, length: int | None) -> set[type[Storage]]:
+        return {type(layer) for layer in tiny(attention(mask, None)).new_cache(length).layers}
+
+    assert kinds(spec.Causal(), None) == kinds(spec.Causal(), 9) == kinds(spec.Window(9), 9) == {Contiguous}
+    assert kinds(spec.Window(9), None) == kinds(spec.Window(9), 10) == {Ring}
+    with pytest.raises(ConfigError, match="mask Full"):
+        kinds(spec.Full(), None)
+
+
+def test_a_ring_shows_the_last_positions_only() -> None:
+    ring, seen = Ring(3), []
+    for t in range(5):
+        k = torch.full((1, 1, 2), float(t))
+        keys = ring.extend(k, k, Batch([1], [t], torch.device("cpu")))
+        assert keys.k[0, 0, :, 0].tolist() == keys.v[0, 0, :, 1].tolist() == keys.positions()[0].tolist()
+        seen.append((keys.positions()[0].tolist(), keys.in_order))
+    assert seen == [([0], True), ([0, 1], True), ([0, 1, 2], True), ([3, 1, 2], False), ([3, 4, 2], False)]
+
+
+@mixers
+def test_an_error_in_between_changes_nothing(name: str) -> None:
+    model = tiny(*MIXERS[name], embed=spec.Embed(position=spec.Learned(9)))
+    text = [5, 9, 2, 30, 7, 7, 1, 0, 4]
+    cache = model.new_cache(9)
+    first = model([text[:5]], cache=cache)[0]
+    for wrong, why in {
+        "out of range": ([[1, VOCAB]], "outside the vocabulary"),
+        "beyond the cache": ([[1] * 5], "don't fit this cache of 9"),
+        "empty": ([[]], "empty"),
+        "another number of sequences": ([[1], [2]], "holds 1 sequences, the input has 2"),
+    }.values():
+        with pytest.raises(InputError, match=why):
+            model(wrong, cache=cache)
+        assert cache.lengths == [5]
+    unlimited = model.new_cache()
+    model([text[:5]], cache=unlimited)
+    with pytest.raises(InputError, match="9 learned positions"):
+        model([[1] * 5], cache=unlimited)
+    for c in (cache, unlimited):
+        torch.testing.assert_close(torch.cat((first, model([text[5:]], cache=c)[0])), whole(model, [text])[0], **CLOSE)
+
+
+class CutOff(Exception):
+    """A Ctrl-C."""
+
+
+def cut_off(model: Transformer, ids: list[list[int]], cache: Cache) -> None:
+    """A step that ends after the first layer has taken its keys."""
+
+    def stop(*_: Any) -> None:
+        raise CutOff
+
+    handle = model.decoder.blocks[1].register_forward_pre_hook(stop)
+    with pytest.raises(CutOff):
+        model(ids, cache=cache)
+    handle.remove()
+
+
+@mixers
+def test_a_step_that_was_cut_off_is_read_again_or_refused(name: str) -> None:
+    """Where a ring's older keys are gone for good, going on is an error and not another answer."""
+    model = tiny(*MIXERS[name])
+    text = [5, 9, 2, 30, 7, 7, 1, 0, 4]
+    expected = whole(model, [text])[0]
+    cache = model.new_cache()
+    cut_off(model, [[1], [2]], cache)
+    first = model([text[:5]], cache=cache)[0]
+    cut_off(model, [[8]], cache)
+    second = model([text[5:7]], cache=cache)[0]
+    torch.testing.assert_close(torch.cat((first, second)), expected[:7], **CLOSE)
+    cut_off(model, [[8, 8]], cache)
+    if isinstance(cache.layers[0], Ring):
+        with pytest.raises(InputError, match="cut off"):
+            model([text[7:8]], cache=cache)
+    else:
+        torch.testing.assert_close(model([text[7:]], cache=cache)[0], expected[7:], **CLOSE)
+
+
+@mixers
+def test_two_caches_do_not_meet(name: str) -> None:
+    model = tiny(*MIXERS[name])
+    texts = [[1, 2, 3, 4, 5, 6], [9, 8, 7, 6, 5, 4]]
+    caches = [model.new_cache(), model.new_cache(6)]
+    seen: list[list[Tensor]] = [[], []]
+    for cut in (slice(0, 2), slice(2, 3), slice(3, 6)):
+        for text, cache, out in zip(texts, caches, seen, strict=True):
+            out.append(model([text[cut]], cache=cache)[0])
+    torch.testing.assert_close([torch.cat(out) for out in seen], whole(model, texts), **CLOSE)
+
+
+@mixers
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision(name: str, dtype: torch.dtype) -> None:
+    model = tiny(*MIXERS[name]).to(dtype)
+    pieces = [[[1, 2, 3], [4]], [[5], [6]], [[7, 8, 9, 10], [11, 12]]]
+    seen = steps(model, pieces, model.new_cache())
+    for logits, expected in zip(seen, whole(model, joined(pieces)), strict=True):
+        assert logits.dtype == dtype
+        torch.testing.assert_close(logits, expected, atol=0.05 * expected.abs().max().item(), rtol=0)
+
+
+def test_what_is_held_is_of_the_weights_precision_and_carries_no_gradient() -> None:
+    model = tiny(attention(spec.Causal(), None), attention(spec.Window(4), None)).to(torch.bfloat16)
+    cache = model.new_cache()
+    assert not model([[1, 2, 3]], cache=cache)[0].requires_grad
+    for layer in cache.layers:
+        assert isinstance(layer, Contiguous | Ring)
+        assert layer.k is not None
+        assert layer.k.dtype == torch.bfloat16
+        assert not layer.k.requires_grad
