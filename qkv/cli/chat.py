@@ -1,7 +1,7 @@
 """`qkv chat`: a conversation, typed or piped in (one turn a line). Ctrl-C stops the answer, not the program."""
 
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -55,8 +55,8 @@ def chat(
     talk = Talk(loaded, settings, system)
     answer.announce(loaded, settings)
     if sys.stdin.isatty():
-        import readline  # noqa: F401  (gives input() its history and editing)
-
+        with suppress(ImportError):  # Windows has its own
+            import readline  # noqa: F401  (gives input() its history and editing)
         note("/help lists what can be done here, Ctrl-D leaves")
     while _turn(talk, quiet=json):
         pass

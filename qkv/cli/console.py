@@ -1,6 +1,7 @@
 """What all verbs share: results on standard output, everything else on standard error, numbers as people read them."""
 
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,15 +30,21 @@ def out() -> "Console":
 
 
 def err() -> "Console":
-    """Standard error: progress, notes, errors."""
+    """Standard error, for what rich draws there."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
 
 
-def note(text: str) -> None:
-    """A dim line on standard error."""
-    err().print(text, style="dim", markup=False, soft_wrap=True)
+def note(text: str, end: str = "\n") -> None:
+    """A dim line on standard error. (Without rich, whose import a first token would wait for.)"""
+    print(_painted(text, "2"), end=end, file=sys.stderr, flush=True)
+
+
+def _painted(text: str, style: str) -> str:
+    """The text in an ANSI style where standard error is a terminal with colours (https://no-color.org)."""
+    plain = not sys.stderr.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return text if plain else f"\x1b[{style}m{text}\x1b[0m"
 
 
 def print_json(value: dict[str, Any]) -> None:
@@ -49,9 +56,7 @@ def print_json(value: dict[str, Any]) -> None:
 def fail(error: Exception, *, as_json: bool) -> None:
     """One red "error: …" on standard error; with --json also as an object on standard output."""
     message = error.format_message() if hasattr(error, "format_message") else str(error)
-    console = err()
-    console.print("error: ", style="bold red", end="")
-    console.print(message, markup=False, soft_wrap=True)
+    print(_painted("error:", "1;31"), message, file=sys.stderr, flush=True)
     if as_json:
         print_json({"error": {"type": type(error).__name__, "message": message}})
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qkv.cli import answer
-from qkv.cli.console import DEFAULT_MODEL, JsonOption, ModelOption, err, note, print_json, read_stdin
+from qkv.cli.console import DEFAULT_MODEL, JsonOption, ModelOption, note, print_json, read_stdin
 from qkv.errors import InputError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def generate(
         return
     answer.announce(loaded, settings)
     if messages is None and sys.stdout.isatty() and sys.stderr.isatty():
-        err().print(text, style="dim", markup=False, end="", soft_wrap=True)
+        note(text, end="")
     pieces = (
         loaded.chat(messages, stream=True, **settings) if messages else loaded.generate(text, stream=True, **settings)
     )

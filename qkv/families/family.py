@@ -14,7 +14,7 @@ from typing import Any
 from qkv import families
 from qkv.errors import ConfigError
 from qkv.families.config import Reader
-from qkv.spec import Model
+from qkv.spec import Attention, Model, Stack, Window
 from qkv.specfile import diff
 
 Config = dict[str, Any]
@@ -112,3 +112,29 @@ def find_gguf(arch: object) -> Family:
     if not isinstance(arch, str) or arch not in known:
         raise ConfigError(f"GGUF architecture {arch!r} is not one qkv reads ({', '.join(sorted(known))})")
     return known[arch]
+
+
+def table() -> str:
+    """The families as a Markdown table, for the README."""
+    rows = [("family", "models", "attention", "position", "blocks", "GGUF")]
+    for family in map(find, names()):
+        stack = family.spec(family.tiny).decoder
+        rows.append((f"`{family.name}`", family.title, *_summary(stack), family.gguf.arch if family.gguf else ""))
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]]) + "\n"
+
+
+def _summary(stack: Stack) -> tuple[str, str, str]:
+    """A stack's attention, position and block in a few words each, over its blocks."""
+    mixers = [b.mixer for b in stack.blocks if isinstance(b.mixer, Attention)]
+    features = {
+        "soft cap": any(m.softcap for m in mixers),
+        "q/k norm": any(m.qk_norm for m in mixers),
+        "window": any(isinstance(m.mask, Window) for m in mixers),
+        "biases": any(m.qkv_bias for m in mixers),
+    }
+    attention = ", ".join(name for name, there in features.items() if there) or "plain"
+    added = stack.embed.position
+    places = sorted({type(p).__name__ for p in [added, *(m.position for m in mixers)] if p is not None})
+    block = stack.blocks[0]
+    return attention, ", ".join(places), f"{block.place}-norm {type(block.norm).__name__}, {type(block.mlp).__name__}"

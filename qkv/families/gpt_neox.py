@@ -4,7 +4,7 @@ from typing import Any
 
 from qkv.families.config import ACTIVATION_NAMES, ACTIVATIONS, Reader
 from qkv.families.family import Family, Row, pair
-from qkv.families.layers import BLOCK, only
+from qkv.families.layers import BLOCK, divided, only
 from qkv.families.rope import read_rotary, write_rotary
 from qkv.spec import Attention, Block, Causal, Embed, LayerNorm, LMHead, Model, Place, Plain, Stack
 
@@ -13,14 +13,14 @@ def read(config: Reader) -> Model:
     for key in ("attention_probs_dropout_prob", "hidden_dropout_prob"):  # GPT-NeoX-20B's, which nothing reads
         config.only(key, 0)
     dim, heads = config.whole("hidden_size"), config.whole("num_attention_heads")
-    context = config.whole("max_position_embeddings", default=2048)
+    width, context = divided(config, dim, heads), config.whole("max_position_embeddings", default=2048)
     bias = config.flag("attention_bias", default=True)
     dropout = config.number("hidden_dropout", default=0.0, high=1.0)
     norm = LayerNorm(config.number("layer_norm_eps", default=1e-5))
     mixer = Attention(
         heads=heads,
         kv_heads=heads,
-        position=read_rotary(config, dim // heads, context, theta="rotary_emb_base", part="rotary_pct", turned=0.25),
+        position=read_rotary(config, width, context, theta="rotary_emb_base", part="rotary_pct", turned=0.25),
         mask=Causal(),
         qkv_bias=bias,
         out_bias=bias,

@@ -82,14 +82,14 @@ def read_attention(
     the config says none (None: as many as heads; dim / heads). `bias`: on q, k and v alone (None: `attention_bias`
     says, for the output too)."""
     dim, heads = config.whole("hidden_size"), config.whole("num_attention_heads")
-    said = config.whole("head_dim", default=head_dim, null=None)
-    if said is None and dim % heads:
-        raise config.wrong("num_attention_heads", f"must divide hidden_size ({dim}), got {heads}")
-    width = said or dim // heads
+    shared = config.whole("num_key_value_heads", default=kv_heads, null=None) or heads
+    if heads % shared:
+        raise config.wrong("num_key_value_heads", f"must divide num_attention_heads ({heads}), got {shared}")
+    width = config.whole("head_dim", default=head_dim, null=None) or divided(config, dim, heads)
     everywhere = config.flag("attention_bias", default=False) if bias is None else False
     return Attention(
         heads=heads,
-        kv_heads=config.whole("num_key_value_heads", default=kv_heads, null=None) or heads,
+        kv_heads=shared,
         head_dim=None if width * heads == dim else width,
         position=position or read_rotary(config, width, context),
         mask=Causal(),
@@ -97,6 +97,13 @@ def read_attention(
         out_bias=everywhere,
         dropout=config.number("attention_dropout", default=0.0, high=1.0),
     )
+
+
+def divided(config: Reader, dim: int, heads: int) -> int:
+    """dim / heads."""
+    if dim % heads:
+        raise config.wrong("num_attention_heads", f"must divide hidden_size ({dim}), got {heads}")
+    return dim // heads
 
 
 def read_gated(

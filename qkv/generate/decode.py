@@ -7,7 +7,7 @@ ones already answer, and whoever is finished leaves the batch.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from time import perf_counter
 
@@ -71,8 +71,8 @@ def decode(
             raise InputError(f"the cache holds {held[i]} tokens, so prompt {i} of {len(prompt)} adds nothing")
         if wish.stop and decoder is None:
             raise InputError("stop texts need a tokenizer; without one give stop_tokens")
+        limit = room(model.spec, i, len(prompt), wish, cache.limit if cache is not None else None)
         text = Text(decoder() if decoder is not None else None, wish.stop)
-        limit = room(model.spec, i, len(prompt), wish)
         rows.append(_Row(i, list(prompt), held[i], limit, wish, text, Sampler(wish, prompt)))
     if cache is None:
         length = max(len(row.ids) + row.limit for row in rows)
@@ -80,22 +80,31 @@ def decode(
     return _run(model, rows, cache, min(wish.prefill_chunk for wish in settings))
 
 
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    """Seconds spent and bytes read since the start of the batch."""
+
+    prefilled: float
+    seconds: float
+    read: int
+
+
 @dataclass
 class _Row:
-    """One sequence in the batch: `ids` of prompt and answer, of which `read` are in the cache."""
+    """One sequence in the batch: `ids` of prompt and answer, of which `read` are in the cache (`held` from before)."""
 
     index: int
     ids: list[int]
-    read: int
+    held: int
     limit: int
     settings: Settings
     text: Text
     sampler: Sampler
-    first: "_Moment | None" = None
-    began: int = 0
+    read: int = field(init=False)
+    first: _Moment | None = None
 
     def __post_init__(self) -> None:
-        self.began = self.read
+        self.read = self.held
 
     @property
     def waiting(self) -> int:
@@ -117,15 +126,6 @@ class _Row:
             text += self.text.finish()
             return choice, text, "stop" if self.text.stopped else "length"
         return choice, text, "stop" if self.text.stopped else None
-
-
-@dataclass(frozen=True, slots=True)
-class _Moment:
-    """Seconds spent and bytes read since the start of the batch."""
-
-    prefilled: float
-    seconds: float
-    read: int
 
 
 def _run(model: Transformer, rows: list[_Row], cache: Cache, chunk: int) -> Iterator[Step]:
@@ -156,7 +156,7 @@ def _run(model: Transformer, rows: list[_Row], cache: Cache, chunk: int) -> Iter
 def _end(model: Transformer, row: _Row, reason: FinishReason, now: _Moment) -> End:
     assert row.first is not None
     timing = Timing(
-        prompt_tokens=len(row.ids) - row.sampler.made - row.began,
+        prompt_tokens=len(row.ids) - row.sampler.made - row.held,
         prefill_seconds=row.first.prefilled,
         first_token_seconds=row.first.seconds,
         decode_steps=row.sampler.made - 1,

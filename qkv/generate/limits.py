@@ -19,38 +19,35 @@ def check_ids(index: int, prompt: Sequence[int], settings: Settings, vocab: int)
         raise InputError(f"logprobs asks for {settings.logprobs} tokens of a vocabulary of {vocab}")
 
 
-def context_limit(model: spec.Model, allow_long: bool) -> tuple[int | None, str]:
-    """Tokens that a sequence may have in all (None: no limit is known), and what sets that limit.
+def totals(model: spec.Model, settings: Settings, cache: int | None = None) -> list[tuple[int, str]]:
+    """What limits prompt and answer together: (tokens, what it is). `cache`: tokens that a given cache has room for.
 
-    Beyond the trained context a model's answers lose their sense, so that is only with `allow_long`; beyond the end of
-    a table of positions, or where dynamic NTK scaling would change the angles of cached keys, never."""
-    limits = [] if allow_long or model.context is None else [(model.context, "trained context")]
+    Beyond the context it was trained on a model's answers lose their sense, so that is only with `allow_long`; beyond
+    the end of a table of positions, or where dynamic NTK scaling would change the angles of cached keys, never."""
+    limits = []
+    if model.context is not None and not settings.allow_long:
+        limits.append((model.context, "the context that this model was trained on; allow_long=True goes beyond"))
     if isinstance(model.decoder.embed.position, spec.Learned):
-        limits.append((model.decoder.embed.position.length, "learned positions"))
+        limits.append((model.decoder.embed.position.length, "this model's learned positions"))
     for block in model.decoder.blocks:
         position = block.mixer.position if isinstance(block.mixer, spec.Attention) else None
         if isinstance(position, spec.Rotary) and isinstance(position.scaling, spec.DynamicNTKScaling):
-            limits.append((position.scaling.length, "length from which its dynamic NTK scaling changes cached keys"))
-    return min(limits, default=(None, ""), key=lambda limit: limit[0])
+            limits.append((position.scaling.length, "from there on dynamic NTK scaling would change the cached keys"))
+    if cache is not None:
+        limits.append((cache, "the given cache"))
+    if settings.max_length is not None:
+        limits.append((settings.max_length, f"max_length ({settings.source('max_length')}); max_tokens lifts it"))
+    return limits
 
 
-def room(model: spec.Model, index: int, prompt: int, settings: Settings) -> int:
+def room(model: spec.Model, index: int, prompt: int, settings: Settings, cache: int | None = None) -> int:
     """At most how many tokens the answer to a prompt of so many tokens may have: at least one.
 
-    InputError: the prompt leaves no room, or nothing at all limits the answer."""
-    context, why = context_limit(model, settings.allow_long)
-    if context is not None and prompt >= context:
-        way = "shorten it" if why != "trained context" else "shorten it, or give allow_long=True to go beyond"
-        raise InputError(
-            f"prompt {index} has {prompt} tokens and must leave room in this model's {context} ({why}): {way}"
-        )
-    if settings.max_length is not None and prompt >= settings.max_length:
-        raise InputError(
-            f"prompt {index} has {prompt} tokens, which leaves no room in max_length {settings.max_length}"
-            f" ({settings.source('max_length')}): shorten it, or give max_tokens instead"
-        )
-    totals = [limit - prompt for limit in (context, settings.max_length) if limit is not None]
-    limits = totals if settings.max_tokens is None else [*totals, settings.max_tokens]
-    if not limits:
+    InputError: the prompt leaves no room for an answer, or nothing at all limits it."""
+    limits = totals(model, settings, cache)
+    total, why = min(limits, default=(None, ""))
+    if total is None and settings.max_tokens is None:
         raise InputError("nothing limits the answer: this model states no context, so give max_tokens")
-    return min(limits)
+    if total is not None and prompt >= total:
+        raise InputError(f"prompt {index} has {prompt} tokens; with its answer it must fit into {total}: {why}")
+    return min(x for x in (settings.max_tokens, None if total is None else total - prompt) if x is not None)

@@ -32,13 +32,13 @@ class Sampler:
         self.settings = settings
         self.seed = _seed(settings)
         self.made = 0
-        self.seen = list(dict.fromkeys(prompt)) if settings.repetition_penalty != 1 else []
+        self.seen = dict.fromkeys(prompt) if settings.repetition_penalty != 1 else {}
 
     def choose(self, logits: Tensor) -> Choice:
         """logits [V] → the next token. WeightError: the model gave no number for it (NaN or infinite)."""
         scores = logits.float()
         if self.seen:
-            scores = penalize(scores, self.seen, self.settings.repetition_penalty)
+            scores = penalize(scores, list(self.seen), self.settings.repetition_penalty)
         value, token = likeliest(scores) if self.seed is None else self._draw(scores, self.seed)
         if not math.isfinite(value):
             raise WeightError(
@@ -46,8 +46,8 @@ class Sampler:
                 " NaN or infinity, or its dtype is too narrow for it; look with `qkv verify`, or load it in float32"
             )
         self.made += 1
-        if self.seen and token not in self.seen:
-            self.seen.append(token)
+        if self.seen:
+            self.seen[token] = None
         return Choice(token, *log_probabilities(logits, token, self.settings.logprobs))
 
     def _draw(self, scores: Tensor, seed: int) -> tuple[float, int]:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from tokenizers import AddedToken
 
@@ -34,11 +35,15 @@ class Marked:
     inside: str
     before: str
 
-    def remove(self, rendered: str) -> str:
-        """The text without the marks, also where `tojson` has written them as escapes."""
+    def restore(self, rendered: str) -> str:
+        """The marks as they were, where `tojson`, `urlencode` or Python's repr have written them as escapes."""
         for mark in (self.inside, self.before):
-            rendered = rendered.replace(mark, "").replace(_escaped(mark), "")
+            rendered = re.sub("|".join(map(re.escape, _escapes(mark))), mark, rendered, flags=re.IGNORECASE)
         return rendered
+
+    def remove(self, rendered: str) -> str:
+        """The text without marks."""
+        return self.restore(rendered).replace(self.inside, "").replace(self.before, "")
 
 
 class Controls:
@@ -65,7 +70,7 @@ class Controls:
         plain = {name: _plain(value, name) for name, value in variables.items()}
         text = json.dumps(plain, ensure_ascii=False) + template
         lower = text.lower()
-        free = [c for c in _NONCHARACTERS if c not in text and _escaped(c) not in lower]
+        free = [c for c in _NONCHARACTERS if not any(form in lower for form in (c, *_escapes(c)))]
         if len(free) < 2:
             raise InputError("the messages use Unicode's noncharacters, U+FDD0 to U+FDEF; take them out")
         marked = Marked({}, *free[:2])
@@ -102,7 +107,7 @@ class Controls:
 
     def split(self, rendered: str, marked: Marked) -> list[int | str]:
         """A rendered text as the ids of the template's control tokens and the plain texts between them, in order."""
-        parts: list[int | str] = [rendered]
+        parts: list[int | str] = [marked.restore(rendered)]
         for cut in self._turns:
             parts = [piece for part in parts for piece in (cut(part) if isinstance(part, str) else [part])]
         parts = [marked.remove(part) if isinstance(part, str) else part for part in parts]
@@ -143,8 +148,8 @@ def _overlaps(content: str, special: Collection[str]) -> bool:
     return any(s in content or any(s.startswith(content[n:]) for n in range(1, len(content))) for s in special)
 
 
-def _escaped(character: str) -> str:
-    return f"\\u{ord(character):04x}"
+def _escapes(character: str) -> tuple[str, str]:
+    return f"\\u{ord(character):04x}", quote(character).lower()
 
 
 def _plain(value: Any, where: str) -> Any:

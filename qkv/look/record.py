@@ -65,17 +65,22 @@ def record(model: Transformer, *, attention: bool = True) -> Iterator[Tape]:
     float32 on the CPU: heads · queries · keys · 4 bytes a layer."""
     tape = Tape()
     layers = [m for m in model.modules() if isinstance(m, Attention)] if attention else []
-    first = layers[0] if layers else None
+    call = Call([])
 
     def recording(q: Tensor, keys: Keys, batch: Batch, *, layer: Attention, **how: Any) -> Tensor:
+        nonlocal call
+
         def path(q: Tensor, k: Tensor, v: Tensor, *, dropout: float, **scores: Any) -> Tensor:
             p = weights(q, k, **scores)
-            tape.calls[-1].attention.append(_by_sequence(p, keys.positions(), batch))
+            call.attention.append(_by_sequence(p, keys.positions(), batch))
             return reference(q, k, v, dropout=dropout, **scores)
 
-        if layer is first:
-            tape.calls.append(Call(list(batch.starts)))
-        return attend(q, keys, batch, path=path, **how)
+        if layer is layers[0]:
+            call = Call(list(batch.starts))
+        out = attend(q, keys, batch, path=path, **how)
+        if layer is layers[-1]:  # a call that is cut off before leaves nothing on the tape
+            tape.calls.append(call)
+        return out
 
     before = [layer.attend for layer in layers]
     try:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig
 
 from qkv.errors import ConfigError
+from qkv.families.config import Reader
 from qkv.families.family import find, find_gguf, names
 from qkv.families.gguf import single
 from qkv.load.describe import describe
@@ -41,7 +42,6 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("gemma", {"num_key_value_heads": 1}),
     ("gemma2", {}),
     ("gemma2", {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "sliding_window": 4096}),
-    ("gemma2", {"num_hidden_layers": 46, "query_pre_attn_scalar": 8}),
     ("gemma3_text", {"layer_types": None, "num_hidden_layers": 6}),
     ("gemma3_text", {"layer_types": None, "sliding_window_pattern": 1, "final_logit_softcapping": 3.0}),
     (
@@ -55,7 +55,6 @@ CASES: list[tuple[str, dict[str, Any]]] = [
         },
     ),
     ("gemma3_text", {"layer_types": None, "sliding_window_pattern": 2}),
-    ("gemma3_text", {"layer_types": None, "num_hidden_layers": 62, "query_pre_attn_scalar": 8}),
     ("qwen2", {}),
     ("qwen2", {"tie_word_embeddings": True, "rope_scaling": YARN, "rope_theta": 1e6}),
     ("qwen3", {}),
@@ -214,6 +213,17 @@ def test_metadata_that_is_not_understood_is_refused(key: str, value: Any, tmp_pa
     file.metadata.update({"llama.rope.scaling.factor": 2.0, key: value})
     with pytest.raises(ConfigError, match=key.removeprefix("llama.") + r"|rope_type|num_hidden_layers"):
         spec_of(file)
+
+
+@pytest.mark.parametrize(("name", "layers"), [("gemma2", 46), ("gemma3_text", 62)])
+def test_the_largest_gemmas_have_a_scale_that_llama_cpp_knows_by_their_layers(name: str, layers: int) -> None:
+    keys = {"embedding_length": 96, "attention.head_count": 4, "attention.key_length": 16, "context_length": 64}
+    rest = {"feed_forward_length": 48, "attention.layer_norm_rms_epsilon": 1e-6}
+    family = find(name)
+    assert family.gguf is not None
+    for block_count, scalar in ((layers, 24), (layers - 1, 16)):
+        metadata = Reader({**keys, **rest, "block_count": block_count}, "test")
+        assert family.gguf.config(metadata)["query_pre_attn_scalar"] == scalar
 
 
 @pytest.mark.parametrize("arch", ["bloom", "", None, 7, "os"])

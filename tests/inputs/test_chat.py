@@ -22,7 +22,7 @@ TREATED = (
     "{% if m.content is string %}{{ m.content | trim }}{% else %}"
     "{% for p in m.content %}{{ p.text }}{% endfor %}{% endif %}"
     "{{ m.content.split('a')[-1] if m.content is string else '' }}{{ m.content | tojson }}"
-    "{{ m.content | tojson(ensure_ascii=true) }}{{ m.content | string | lower }}{{ m.content | string | title }}"
+    "{{ m.content | tojson(ensure_ascii=true) }}{{ m.content | string | lower }}{{ m.content | string | urlencode }}"
     "<|im_end|>\n"
     "{% endfor %}{% if tools %}{{ tools | tojson(indent=4) }}{% endif %}{{ note }}<|im_start|>assistant\n"
 )

@@ -11,7 +11,8 @@ import torch
 from qkv import spec
 from qkv.errors import InputError
 from qkv.nn.attention import Attention
-from qkv.nn.linear import Linear
+from qkv.nn.batch import Batch
+from qkv.nn.cache import Stream
 from qkv.nn.stack import Transformer
 from tests.tiny import VOCAB, tiny, tiny_spec
 
@@ -180,15 +181,14 @@ def test_blocks_take_turns() -> None:
     assert masks == [spec.Window(2), spec.Window(2), spec.Causal()] * 2 + [spec.Window(2)]
 
 
-def test_a_stack_without_norm_or_head_of_its_own() -> None:
-    bare = spec.Model(VOCAB, 16, spec.Stack(tiny_spec().decoder.blocks, 1))
-    model = Transformer(bare)
-    stream, batch_states = torch.tensor([1, 2]), None
-    assert isinstance(model.decoder.norm, torch.nn.Identity)
-    assert {n for n, _ in model.named_parameters() if n.startswith("head")} == set()
-    assert batch_states is None
-    assert stream.shape == (2,)
-    assert all(isinstance(m, Linear) for m in model.modules() if isinstance(m, torch.nn.Linear))
+def test_logits_by_hand() -> None:
+    """The last norm and the head, on the states of the blocks; tied means no weights of its own."""
+    model = tiny(layers=1)
+    batch = Batch([3], [0], model.device)
+    x = model.decoder.blocks[0](model.decoder.embed.tokens.weight[IDS[0]], batch, Stream())
+    expected = model.decoder.norm(x) @ model.decoder.embed.tokens.weight.T
+    torch.testing.assert_close(model(IDS[:1])[0], expected)
+    assert not list(model.head.parameters())
 
 
 def test_tied_logits_follow_the_embedding() -> None:

@@ -1,0 +1,76 @@
+"""What `show` and `diff` describe, and that the published configs are the published models."""
+
+from pathlib import Path
+
+import pytest
+
+from qkv import count
+from qkv.cli.known import FOLDER, names, sketch
+from qkv.errors import ConfigError, NotFound
+from qkv.specfile import to_toml
+
+SIZES = {  # parameters, as published (safetensors' metadata on the hub, or the papers)
+    "bloom-560m": 559_214_592,
+    "gemma-2-2b": 2_614_341_888,
+    "gemma-3-1b": 999_885_952,
+    "gpt2": 124_439_808,
+    "llama-2-70b": 68_976_648_192,
+    "llama-2-7b": 6_738_415_616,
+    "llama-3.1-8b": 8_030_261_248,
+    "mistral-7b": 7_241_732_096,
+    "pythia-160m": 162_322_944,
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen3-0.6b": 596_049_920,
+    "smollm2-135m": 134_515_008,
+    "starcoder": 15_517_456_384,
+}
+
+
+def test_every_published_config_has_its_published_size() -> None:
+    assert {name: count.parameters(sketch(name).spec) for name in names()} == SIZES
+
+
+def test_a_published_config_says_that_it_has_no_weights() -> None:
+    found = sketch("GPT2")
+    assert (found.ref, found.spec.family) == ("gpt2", "gpt2")
+    assert found.origin == "gpt2 = the published config of openai-community/gpt2, no weights"
+
+
+def test_a_path_wins_over_a_well_known_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "gpt2" / "config.json").write_text((FOLDER / "llama-2-7b.json").read_text())
+    assert sketch("gpt2").spec == sketch("llama-2-7b").spec
+    assert sketch("gpt2/config.json").spec == sketch("llama-2-7b").spec
+
+
+def test_a_spec_in_toml_is_a_model_too(tmp_path: Path) -> None:
+    model = sketch("smollm2-135m").spec
+    path = tmp_path / "mine.toml"
+    path.write_text(to_toml(model), encoding="utf-8")
+    assert sketch(str(path)).spec == model
+
+
+WRONG = [
+    ("missing.toml", None, NotFound, "missing.toml: No such file"),
+    ("bytes.toml", b"\xff", ConfigError, "bytes.toml: not UTF-8 (byte 0)"),
+    ("broken.toml", b"kind = ", ConfigError, "broken.toml: a spec is not valid TOML"),
+    ("part.toml", b'kind = "RMS"', ConfigError, "part.toml: holds a RMS, not a whole Model"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "error", "message"), WRONG)
+def test_wrong_toml_is_named(
+    tmp_path: Path, name: str, content: bytes | None, error: type[Exception], message: str
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(error) as raised:
+        sketch(str(path))
+    assert message in str(raised.value)
+
+
+def test_a_typo_gets_the_nearest_names() -> None:
+    with pytest.raises(NotFound, match="near it, `show` and `diff` know: llama-2-7b, llama-2-70b"):
+        sketch("lama-2-7b")

@@ -1,0 +1,118 @@
+"""Settings: every wrong value is an error that names its field, and the describing line says who said what."""
+
+import dataclasses
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qkv.errors import ConfigError, InputError
+from qkv.generate.settings import LONGEST_STOP, MOST_STOPS, Settings
+
+WRONG = {
+    "max_tokens": [0, -1, 1.5, True, "3", 2**63, math.nan],
+    "max_length": [0, -1, True],
+    "temperature": [-1, math.nan, math.inf, 1e308, 1e-40, True, False, "0.7", None],
+    "top_k": [-5, 1.5, True, 2**63, None],
+    "top_p": [0, -0.1, 2, math.nan, True, "1", None],
+    "min_p": [-0.1, 1.1, math.nan, True],
+    "repetition_penalty": [0, -1, math.inf, math.nan, 1e9, True],
+    "seed": [-1, 2**65, 0.5, True],
+    "stop": ["", [""], [1], 5, ["x"] * (MOST_STOPS + 1), ["x" * (LONGEST_STOP + 1)], b"x", None],
+    "stop_tokens": [5, [-1], [True], ["a"], [2**63], list(range(5000)), "ab"],
+    "ignore_eos": [1, None, "yes"],
+    "allow_long": [1, None],
+    "logprobs": [0, -1, 1.5, "all", None, 2**63],
+    "prefill_chunk": [0, -1, 1.5, True, None],
+}
+RIGHT = {
+    "max_tokens": [1, None, 2**40],
+    "temperature": [0, 0.0, 1e-6, 2],
+    "top_k": [0, 1, 10**6],
+    "top_p": [1e-9, 1, 1.0],
+    "min_p": [0, 1],
+    "seed": [0, None, 2**63 - 1],
+    "stop": ["x", ["x", "y"], ("x",), []],
+    "stop_tokens": [[0, 1], ()],
+    "logprobs": [True, False, 1, 20],
+}
+
+
+def test_every_field_has_wrong_values_here() -> None:
+    assert set(WRONG) == {f.name for f in dataclasses.fields(Settings)} - {"sources"}
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n, values in WRONG.items() for v in values])
+def test_a_wrong_value_is_an_error_that_names_the_field(name: str, value: object) -> None:
+    with pytest.raises(InputError, match=name):
+        Settings(**{name: value})
+    with pytest.raises(InputError, match=name):
+        Settings().replace(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n, values in RIGHT.items() for v in values])
+def test_values_at_the_limits_are_taken(name: str, value: object) -> None:
+    Settings(**{name: value})
+
+
+@given(
+    st.sampled_from(sorted(WRONG)), st.none() | st.booleans() | st.floats() | st.integers() | st.text() | st.binary()
+)
+def test_any_value_at_all_is_taken_or_an_input_error(name: str, value: object) -> None:
+    try:
+        kept = getattr(Settings(**{name: value}), name)
+    except InputError as error:
+        assert name in str(error)
+    else:
+        assert kept in (value, (value,))
+
+
+def test_an_unknown_argument_is_an_error_with_a_suggestion() -> None:
+    with pytest.raises(InputError, match=r"'max_new_tokens'; did you mean max_tokens\?"):
+        Settings().replace(max_new_tokens=3)
+    with pytest.raises(InputError, match="no argument 'sources'"):
+        Settings().replace(sources={})
+    with pytest.raises(InputError, match="did you mean max_tokens, max_length, temperature"):
+        Settings().replace(zzz=3)
+
+
+@pytest.mark.parametrize("change", [{"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}])
+def test_truncating_a_greedy_answer_would_be_silent_and_is_an_error(change: dict[str, float]) -> None:
+    with pytest.raises(InputError, match=f"{next(iter(change))} changes nothing while temperature is 0"):
+        Settings().replace(**change)
+    Settings().replace(temperature=0, **change)  # said outright, as clients of the OpenAI API do
+    Settings().replace(temperature=1, **change)
+    Settings.of({"do_sample": True}, **change)
+
+
+def test_arguments_win_over_the_file() -> None:
+    file = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "max_length": 4096, "eos_token_id": [1, 2]}
+    settings = Settings.of(file, eos=(9,), temperature=0.2, max_tokens=10)
+    assert (settings.temperature, settings.top_p, settings.max_tokens, settings.max_length) == (0.2, 0.9, 10, None)
+    assert settings.stop_tokens == (1, 2)
+    assert Settings.of(file, temperature=0).temperature == 0
+    assert Settings.of({}, eos=(9,)).stop_tokens == (9,)
+    assert Settings.of(file, stop_tokens=[]).stop_tokens == ()
+
+
+def test_a_wrong_value_in_the_file_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match=r"generation_config\.json: top_p must be"):
+        Settings.of({"do_sample": True, "top_p": 7})
+
+
+def test_describe_says_what_is_in_force_and_who_said_so() -> None:
+    assert Settings().describe() == "greedy (default); max_tokens 256 (default)"
+    file = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 0, "eos_token_id": 2}
+    assert Settings.of(file).describe() == (
+        "sampling: temperature 0.7, top_p 0.9 (generation_config.json); max_tokens 256 (default);"
+        " stop_tokens 2 (generation_config.json)"
+    )
+    assert Settings.of({"do_sample": True}, seed=3, stop="\n", max_tokens=None).describe() == (
+        "sampling: temperature 1, top_k 50 (transformers' default); as many tokens as the context holds (given);"
+        " stop '\\n', seed 3 (given)"
+    )
+    assert Settings.of({"do_sample": False, "temperature": 0.7}, repetition_penalty=1.5).describe() == (
+        "greedy (generation_config.json), repetition_penalty 1.5 (given); max_tokens 256 (default)"
+    )
+    assert Settings(temperature=0.5).describe() == "sampling: temperature 0.5 (given); max_tokens 256 (default)"
