@@ -73,7 +73,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return (isinstance(value, float) and math.isfinite(value)) or _fits(value, int)
     return isinstance(value, kind)
 
 

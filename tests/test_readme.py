@@ -13,7 +13,22 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 ORDER = ["spec", "part", "specfile", "count", "errors", "model"]
 READ_IN_ORDER = {
-    "nn": "attention position mask attend cache norm mlp block embed stack head batch linear parts".split(),
+    "nn": [
+        "attention",
+        "position",
+        "mask",
+        "attend",
+        "cache",
+        "norm",
+        "mlp",
+        "block",
+        "embed",
+        "stack",
+        "head",
+        "batch",
+        "linear",
+        "parts",
+    ],
 }
 
 

@@ -157,9 +157,7 @@ WRONG: dict[str, Any] = {
     "Attention.heads must divide dim (16), got 32": lambda: model(Attention(32, 1)),
     "Rotary.dims must be even, got 3": lambda: Rotary(dims=3),
     "Rotary.dims must be at most the head's 4, got 6": lambda: model(Attention(4, 4, position=Rotary(dims=6))),
-    "Rotary.dims is the head's 5 here and must be even": lambda: model(
-        Attention(4, 4, head_dim=5, position=Rotary())
-    ),
+    "Rotary.dims is the head's 5 here and must be even": lambda: model(Attention(4, 4, head_dim=5, position=Rotary())),
     "Llama3Scaling.high must be above low (4.0), got 4.0": lambda: spec.Llama3Scaling(8.0, low=4.0, high=4.0),
     "RelativeBias.distance must be above the 16 that have buckets of their own": lambda: spec.RelativeBias(32, 16),
     "Stack.blocks has 2 blocks for 1 layers": lambda: Stack(model(Attention(4, 4)).decoder.blocks * 2, 1),

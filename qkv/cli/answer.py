@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from qkv.generate.result import Generation, Piece
     from qkv.model import Model
 
-MaxTokens = Annotated[int | None, typer.Option(help="At most this many new tokens.", show_default="256")]
+MaxTokens = Annotated[int | None, typer.Option(help="At most this many new tokens; 256 if not given.")]
 Temperature = Annotated[float | None, typer.Option(help="0 is greedy: the most likely token each time.")]
 TopK = Annotated[int | None, typer.Option(help="Draw from the k most likely tokens.")]
 TopP = Annotated[float | None, typer.Option(help="Draw from the fewest tokens that come to this probability.")]
@@ -44,8 +44,12 @@ def load(ref: str, dtype: str | None, device: str | None, threads: int | None) -
 
 
 def given(**options: Any) -> dict[str, Any]:
-    """The options that were given, as `generate` takes them."""
-    return {name: value for name, value in options.items() if value not in (None, [])}
+    """The options that were given, as `generate` takes them. InputError for a wrong one, before a model is loaded."""
+    from qkv.generate.settings import Settings
+
+    settings = {name: value for name, value in options.items() if value not in (None, [])}
+    Settings(**settings)
+    return settings
 
 
 def announce(model: "Model", settings: dict[str, Any]) -> None:

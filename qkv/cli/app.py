@@ -25,9 +25,11 @@ from qkv.errors import QkvError
 
 app = typer.Typer(
     name="qkv",
-    help="Every Transformer from one block: run it, look inside, compare.",
-    epilog="A model is an alias (smollm2), a folder, a .gguf or .safetensors file, or org/name\\[@revision].",
+    help="Every Transformer from one block: load it, run it, look inside.",
+    epilog="A model is an alias (smollm2), a folder, a .gguf or .safetensors file, or org/name[@revision]. "
+    'Begin with: qkv generate "The capital of France is"',
     add_completion=False,
+    rich_markup_mode=None,  # rich's help takes twice as long to come
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -38,7 +38,11 @@ def chat(
     threads: answer.Threads = None,
     json: JsonOption = False,
 ) -> None:
-    """Talk with a model; /help lists what can be done inside. Piped in, each line is a turn."""
+    """Talk with a model.
+
+    Inside, /help lists what can be done; Ctrl-C stops an answer, Ctrl-D leaves. Piped in, each line is a turn. With
+    --json the whole conversation is printed at the end.
+    """
     settings = answer.given(
         max_tokens=max_tokens,
         temperature=temperature,

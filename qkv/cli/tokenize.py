@@ -15,7 +15,7 @@ _COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
 
 
 def tokenize(
-    text: Annotated[str | None, typer.Argument(help="The text; standard input if not given.")] = None,
+    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="The text; standard input if not given.")] = None,
     model: ModelOption = DEFAULT_MODEL,
     decode: Annotated[
         str | None, typer.Option(metavar="IDS", help="Print the text of these ids: 504,3575,282.")
@@ -23,7 +23,10 @@ def tokenize(
     special: Annotated[bool, typer.Option(help="Add what the tokenizer puts around a text (BOS and such).")] = True,
     json: JsonOption = False,
 ) -> None:
-    """How a tokenizer cuts a text into pieces, with their ids; --decode goes the other way."""
+    """How a text is cut into tokens.
+
+    Each piece stands above its id; --decode goes the other way. Example: qkv tokenize "Hello world"
+    """
     if decode is not None and text is not None:
         raise InputError("--decode takes the ids; leave out the text")
     if decode is not None:

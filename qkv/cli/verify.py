@@ -16,7 +16,11 @@ def verify(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model reference.")],
     json: JsonOption = False,
 ) -> None:
-    """Check a checkpoint: NaN, zeros, ties, leftovers, tokenizer. Exit code 1 where something is wrong."""
+    """Check that a checkpoint is sound.
+
+    NaN and infinities, matrices of zeros, ties, missing and left-over tensors, the tokenizer's ids, the logits of a
+    short text. Exit code 1 where something is wrong.
+    """
     from qkv.cli.health import admit, examine
 
     patient = admit(model)
@@ -43,7 +47,7 @@ def _print(health: "Health") -> None:
     from rich.text import Text
 
     console = out()
-    console.print(health.described.source.origin, style="dim", markup=False)
+    console.print(health.described.source.origin, style="dim", markup=False, soft_wrap=True)
     kinds = (("green", "✓ ", health.checks), ("dim", "- ", health.notes), ("red", "✗ ", health.problems))
     for style, mark, texts in kinds:
         for text in texts:

@@ -4,7 +4,7 @@ from typing import Any
 
 from qkv.families.config import Reader
 from qkv.families.family import Family, Row, pair
-from qkv.families.layers import BLOCK, only
+from qkv.families.layers import BLOCK, must_be
 from qkv.spec import Alibi, Attention, Block, Causal, Embed, LayerNorm, LMHead, Model, Plain, Stack
 
 # Of Megatron's kernels, and how far ALiBi's unused offset was.
@@ -51,7 +51,7 @@ def read(config: Reader) -> Model:
 
 def write(model: Model) -> dict[str, Any]:
     block = model.decoder.blocks[0]
-    mixer = only(block.mixer, Attention, model)
+    mixer = must_be(block.mixer, Attention, model)
     return {
         "vocab_size": model.vocab,
         "hidden_size": model.dim,
@@ -60,7 +60,7 @@ def write(model: Model) -> dict[str, Any]:
         "layer_norm_epsilon": block.norm.eps,
         "attention_dropout": mixer.dropout,
         "hidden_dropout": block.dropout,
-        "tie_word_embeddings": only(model.head, LMHead, model).tied,
+        "tie_word_embeddings": must_be(model.head, LMHead, model).tied,
         **({} if model.context is None else {"seq_length": model.context}),
     }
 

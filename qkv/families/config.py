@@ -52,8 +52,10 @@ class Reader:
         self.taken.update(keys)
         there = [k for k in keys if k in self.config]
         said = [self.config[k] for k in there if self.config[k] is not None]
-        if any(value != said[0] for value in said):
-            raise self.wrong(keys[0], f"is said twice, as {' and '.join(repr(v) for v in said)} ({', '.join(there)})")
+        if any(value != said[0] for value in said[1:]):
+            raise self.wrong(
+                keys[0], f"is said twice, as {' and '.join(f'{v!r:.80}' for v in said)} ({', '.join(there)})"
+            )
         if said:
             return said[0]
         if there and null is not REQUIRED:
@@ -68,7 +70,7 @@ class Reader:
         if value is default or value is null:
             return value
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise self.wrong(keys[0], f"must be a whole number in {low}..{high}, got {value!r}")
+            raise self.wrong(keys[0], f"must be a whole number in {low}..{high}, got {value!r:.80}")
         return value
 
     def number(
@@ -79,28 +81,28 @@ class Reader:
         if value is default or value is null:
             return value
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            raise self.wrong(keys[0], f"must be a number in {low:g}..{high:g}, got {value!r}")
+            raise self.wrong(keys[0], f"must be a number in {low:g}..{high:g}, got {value!r:.80}")
         return float(value)
 
     def flag(self, *keys: str, default: Any = REQUIRED) -> Any:
         """true or false."""
         value = self.get(*keys, default=default)
         if not isinstance(value, bool):
-            raise self.wrong(keys[0], f"must be true or false, got {value!r}")
+            raise self.wrong(keys[0], f"must be true or false, got {value!r:.80}")
         return value
 
     def choice(self, *keys: str, options: Mapping[str, Any], default: Any = REQUIRED) -> Any:
         """One of these words, as what it stands for."""
         value = self.get(*keys, default=default)
         if not isinstance(value, str) or value not in options:
-            raise self.wrong(keys[0], f"must be one of {', '.join(options)}, got {value!r}")
+            raise self.wrong(keys[0], f"must be one of {', '.join(options)}, got {value!r:.80}")
         return options[value]
 
     def section(self, *keys: str, allowed: tuple[str, ...] = ()) -> "Reader":
         """The object under a key (absent: an empty one). `allowed`: the only keys it may have."""
         value = self.get(*keys, default={})
         if not isinstance(value, Mapping):
-            raise self.wrong(keys[0], f"must be an object, got {value!r}")
+            raise self.wrong(keys[0], f"must be an object, got {value!r:.80}")
         if allowed and (unknown := sorted(value.keys() - set(allowed))):
             raise self.wrong(keys[0], f"has keys that qkv doesn't understand: {', '.join(unknown)}")
         return Reader(value, f"{self.where} {keys[0]}")
@@ -119,14 +121,14 @@ class Reader:
             self.config[key] == a and isinstance(self.config[key], bool) == isinstance(a, bool) for a in allowed
         ):
             said = " or ".join(map(repr, allowed))
-            raise self.wrong(key, f"is {self.config[key]!r}, but only {said} is supported")
+            raise self.wrong(key, f"is {self.config[key]!r:.80}, but only {said} is supported")
         self.taken.add(key)
 
     def architecture(self, expected: str) -> None:
         """`architectures`, where it is there, must name the model that this family reads."""
         said = self.config.get("architectures")
         if said is not None and said != [expected]:
-            raise self.wrong("architectures", f"is {said!r}, but only [{expected!r}] is supported")
+            raise self.wrong("architectures", f"is {said!r:.80}, but only [{expected!r}] is supported")
 
     def done(self) -> None:
         """Everything was understood, or ConfigError with what was not."""

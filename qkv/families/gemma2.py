@@ -13,7 +13,7 @@ from qkv.families.layers import (
     SLIDING,
     by_type,
     layer_types,
-    only,
+    must_be,
     read_attention,
     read_context,
     read_gated,
@@ -58,13 +58,13 @@ def read_block(config: Reader, mixer: Attention) -> Block:
 
 
 def write(model: Model) -> dict[str, Any]:
-    mixer = only(model.decoder.blocks[0].mixer, Attention, model)
+    mixer = must_be(model.decoder.blocks[0].mixer, Attention, model)
     return {
         **write_model(model, activation="hidden_activation"),
         **write_windows(model),
         "query_pre_attn_scalar": write_scale(model, mixer),
         "attn_logit_softcapping": mixer.softcap,
-        "final_logit_softcapping": only(model.head, LMHead, model).softcap,
+        "final_logit_softcapping": must_be(model.head, LMHead, model).softcap,
     }
 
 
@@ -73,11 +73,9 @@ def write_windows(model: Model) -> dict[str, Any]:
     return {key: said for key, said in write_sliding(model).items() if said is not None}
 
 
-def write_scale(model: Model, mixer: Attention) -> int | float:
-    """`query_pre_attn_scalar`: whole where 1/scale² is (transformers asks for that)."""
-    scalar = mixer.head_width(model.dim) if mixer.scale is None else mixer.scale**-2
-    whole = round(scalar)
-    return whole if mixer.scale in (None, whole**-0.5) else scalar
+def write_scale(model: Model, mixer: Attention) -> int:
+    """`query_pre_attn_scalar`, for which transformers takes whole numbers only."""
+    return mixer.head_width(model.dim) if mixer.scale is None else round(mixer.scale**-2)
 
 
 def gguf_config(metadata: Reader) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from qkv.families.layers import (
     SLIDING,
     by_type,
     layer_types,
-    only,
+    must_be,
     read_attention,
     read_context,
     read_model,
@@ -62,10 +62,10 @@ def read_bases(config: Reader, head_dim: int, context: int) -> tuple[Rotary, Rot
 
 
 def write(model: Model) -> dict[str, Any]:
-    mixers = [only(block.mixer, Attention, model) for block in model.decoder.blocks]
+    mixers = [must_be(block.mixer, Attention, model) for block in model.decoder.blocks]
     rope: dict[str, Any] = {"rope_theta": 1e6, "rope_scaling": None}
     for mixer in mixers:
-        position = only(mixer.position, Rotary, model)
+        position = must_be(mixer.position, Rotary, model)
         if isinstance(mixer.mask, Window):
             rope["rope_local_base_freq"] = position.base
         else:
@@ -75,7 +75,7 @@ def write(model: Model) -> dict[str, Any]:
         **write_windows(model),
         **rope,
         "query_pre_attn_scalar": write_scale(model, mixers[0]),
-        "final_logit_softcapping": only(model.head, LMHead, model).softcap,
+        "final_logit_softcapping": must_be(model.head, LMHead, model).softcap,
     }
 
 

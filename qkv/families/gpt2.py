@@ -6,7 +6,7 @@ from typing import Any
 from qkv.families.config import ACTIVATION_NAMES, ACTIVATIONS, Reader
 from qkv.families.family import Family, Gguf, Row, pair
 from qkv.families.gguf import single, table
-from qkv.families.layers import BLOCK, only, pattern
+from qkv.families.layers import BLOCK, must_be, pattern
 from qkv.spec import Attention, Block, Causal, Embed, LayerNorm, Learned, LMHead, Model, Plain, Stack
 
 SUMMARY = tuple(f"summary_{x}" for x in ("type", "use_proj", "activation", "proj_to_labels", "first_dropout"))
@@ -64,28 +64,28 @@ def read_like_gpt2(config: Reader, *, kv_heads: int, activation: str) -> Model:
 
 
 def write(model: Model) -> dict[str, Any]:
-    scales = {only(block.mixer, Attention, model).scale for block in model.decoder.blocks}
+    scales = {must_be(block.mixer, Attention, model).scale for block in model.decoder.blocks}
     return {**write_like_gpt2(model), "scale_attn_by_inverse_layer_idx": len(scales) > 1}
 
 
 def write_like_gpt2(model: Model) -> dict[str, Any]:
     """What GPT-2 and GPT-BigCode share."""
     block, embed = model.decoder.blocks[0], model.decoder.embed
-    mixer, mlp = only(block.mixer, Attention, model), only(block.mlp, Plain, model)
+    mixer, mlp = must_be(block.mixer, Attention, model), must_be(block.mlp, Plain, model)
     return {
         "vocab_size": model.vocab,
         "n_embd": model.dim,
         "n_layer": model.decoder.layers,
         "n_head": mixer.heads,
         "n_inner": mlp.width,
-        "n_positions": only(embed.position, Learned, model).length,
+        "n_positions": must_be(embed.position, Learned, model).length,
         "activation_function": ACTIVATION_NAMES[mlp.activation],
         "layer_norm_epsilon": block.norm.eps,
         "scale_attn_weights": mixer.scale is None,
         "attn_pdrop": mixer.dropout,
         "resid_pdrop": block.dropout,
         "embd_pdrop": embed.dropout,
-        "tie_word_embeddings": only(model.head, LMHead, model).tied,
+        "tie_word_embeddings": must_be(model.head, LMHead, model).tied,
     }
 
 

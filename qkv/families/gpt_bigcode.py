@@ -5,7 +5,7 @@ from typing import Any
 from qkv.families.config import Reader
 from qkv.families.family import Family
 from qkv.families.gpt2 import LAYER, SUMMARY, read_like_gpt2, rows, write_like_gpt2
-from qkv.families.layers import only
+from qkv.families.layers import must_be
 from qkv.spec import Attention, Model
 
 RUNTIME = (
@@ -27,7 +27,7 @@ def read(config: Reader) -> Model:
 
 
 def write(model: Model) -> dict[str, Any]:
-    mixer = only(model.decoder.blocks[0].mixer, Attention, model)
+    mixer = must_be(model.decoder.blocks[0].mixer, Attention, model)
     return {**write_like_gpt2(model), "multi_query": mixer.kv_heads == 1}
 
 

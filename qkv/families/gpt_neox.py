@@ -4,7 +4,7 @@ from typing import Any
 
 from qkv.families.config import ACTIVATION_NAMES, ACTIVATIONS, Reader
 from qkv.families.family import Family, Row, pair
-from qkv.families.layers import BLOCK, divided, only
+from qkv.families.layers import BLOCK, divided, must_be
 from qkv.families.rope import read_rotary, write_rotary
 from qkv.spec import Attention, Block, Causal, Embed, LayerNorm, LMHead, Model, Place, Plain, Stack
 
@@ -48,7 +48,7 @@ def read(config: Reader) -> Model:
 
 def write(model: Model) -> dict[str, Any]:
     block = model.decoder.blocks[0]
-    mixer, mlp = only(block.mixer, Attention, model), only(block.mlp, Plain, model)
+    mixer, mlp = must_be(block.mixer, Attention, model), must_be(block.mlp, Plain, model)
     return {
         "vocab_size": model.vocab,
         "hidden_size": model.dim,
@@ -62,7 +62,7 @@ def write(model: Model) -> dict[str, Any]:
         "attention_dropout": mixer.dropout,
         "hidden_dropout": block.dropout,
         "use_parallel_residual": block.place == "parallel",
-        "tie_word_embeddings": only(model.head, LMHead, model).tied,
+        "tie_word_embeddings": must_be(model.head, LMHead, model).tied,
         **write_rotary(mixer.position, mixer.head_width(model.dim), theta="rotary_emb_base", part="rotary_pct"),
     }
 

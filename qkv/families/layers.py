@@ -13,7 +13,7 @@ from qkv.spec import RMS, Attention, Block, Causal, Embed, Gated, LMHead, Model,
 P = TypeVar("P", bound=Part)
 
 
-def only(value: object, kind: type[P], model: Model) -> P:
+def must_be(value: object, kind: type[P], model: Model) -> P:
     """`value`, which must be of this kind. ConfigError: the family's config has no words for another."""
     if not isinstance(value, kind):
         raise ConfigError(f"a {model.family} config can't say {type(value).__name__}, only {kind.__name__}")
@@ -56,7 +56,7 @@ def sliding(config: Reader, types: Sequence[str], default: int | None) -> int:
 
 def write_sliding(model: Model) -> dict[str, Any]:
     """`layer_types` and `sliding_window` (null where no layer slides)."""
-    masks = [only(block.mixer, Attention, model).mask for block in model.decoder]
+    masks = [must_be(block.mixer, Attention, model).mask for block in model.decoder]
     sizes = {mask.size for mask in masks if isinstance(mask, Window)}
     if len(sizes) > 1:
         raise ConfigError(f"a {model.family} config can't say windows of several sizes: {sorted(sizes)}")
@@ -82,14 +82,11 @@ def read_attention(
     the config says none (None: as many as heads; dim / heads). `bias`: on q, k and v alone (None: `attention_bias`
     says, for the output too)."""
     dim, heads = config.whole("hidden_size"), config.whole("num_attention_heads")
-    shared = config.whole("num_key_value_heads", default=kv_heads, null=None) or heads
-    if heads % shared:
-        raise config.wrong("num_key_value_heads", f"must divide num_attention_heads ({heads}), got {shared}")
     width = config.whole("head_dim", default=head_dim, null=None) or divided(config, dim, heads)
     everywhere = config.flag("attention_bias", default=False) if bias is None else False
     return Attention(
         heads=heads,
-        kv_heads=shared,
+        kv_heads=config.whole("num_key_value_heads", default=kv_heads, null=None) or heads,
         head_dim=None if width * heads == dim else width,
         position=position or read_rotary(config, width, context),
         mask=Causal(),
@@ -150,7 +147,7 @@ def read_model(
 def write_model(model: Model, *, activation: str = "hidden_act", bias: bool = True) -> dict[str, Any]:
     """All of the above, undone. `activation`: its key; `bias`: whether there is an `attention_bias`."""
     block = model.decoder.blocks[0]
-    mixer, mlp = only(block.mixer, Attention, model), only(block.mlp, Gated, model)
+    mixer, mlp = must_be(block.mixer, Attention, model), must_be(block.mlp, Gated, model)
     return {
         "vocab_size": model.vocab,
         "hidden_size": model.dim,
@@ -163,7 +160,7 @@ def write_model(model: Model, *, activation: str = "hidden_act", bias: bool = Tr
         "max_position_embeddings": model.context,
         "rms_norm_eps": block.norm.eps,
         "attention_dropout": mixer.dropout,
-        "tie_word_embeddings": only(model.head, LMHead, model).tied,
+        "tie_word_embeddings": must_be(model.head, LMHead, model).tied,
         **({"attention_bias": mixer.out_bias} if bias else {}),
         **write_rotary(mixer.position, mixer.head_width(model.dim)),
     }

@@ -8,7 +8,7 @@ from qkv.families.gguf import llama_config, table
 from qkv.families.layers import (
     FREQUENCIES,
     PRE_ROWS,
-    only,
+    must_be,
     read_attention,
     read_context,
     read_gated,
@@ -21,6 +21,7 @@ from qkv.spec import Block, Gated, Model
 
 def read(config: Reader) -> Model:
     config.only("rope_interleaved", False)
+    config.ignore("max_sequence_length")  # LLaMA 1's, beside max_position_embeddings
     context = read_context(config, 2048)
     mlp = read_gated(config, bias=config.flag("mlp_bias", default=False))
     block = Block(read_attention(config, context), mlp, read_rms(config))
@@ -28,7 +29,7 @@ def read(config: Reader) -> Model:
 
 
 def write(model: Model) -> dict[str, Any]:
-    mlp = only(model.decoder.blocks[0].mlp, Gated, model)
+    mlp = must_be(model.decoder.blocks[0].mlp, Gated, model)
     return {**write_model(model), "mlp_bias": mlp.bias}
 
 

@@ -52,15 +52,15 @@ def decode(
     prompts: Sequence[Sequence[int]],
     settings: Sequence[Settings],
     *,
-    decoder: Callable[[], Decoder] | None = None,
+    decoder: Callable[[Sequence[int]], Decoder] | None = None,
     cache: Cache | None = None,
 ) -> Iterator[Step]:
     """Continue prompts (ids), each by its own settings; a batch reads the smallest prefill_chunk of them at a time.
 
-    `decoder` makes what turns one answer's tokens into text; None: no text. `cache`: one that already holds the
-    beginning of the prompt; afterwards it holds all but the last token, if there was a single prompt. All arguments
-    are checked before the first step; the iterator can be closed at any time. InputError: ids outside the vocabulary,
-    a prompt beyond the context, a cache of other sequences."""
+    `decoder` makes, for a prompt, what turns its answer's tokens into text; None: no text. `cache`: one that already
+    holds the beginning of the prompt; afterwards it holds all but the last token, if there was a single prompt. All
+    arguments are checked before the first step; the iterator can be closed at any time, and such a cache is then to be
+    thrown away. InputError: ids outside the vocabulary, a prompt beyond the context, a cache of other sequences."""
     held = cache.lengths if cache is not None and cache.lengths else [0] * len(prompts)
     if len(held) != len(prompts):
         raise InputError(f"this cache holds {len(held)} sequences, there are {len(prompts)} prompts")
@@ -72,7 +72,7 @@ def decode(
         if wish.stop and decoder is None:
             raise InputError("stop texts need a tokenizer; without one give stop_tokens")
         limit = room(model.spec, i, len(prompt), wish, cache.limit if cache is not None else None)
-        text = Text(decoder() if decoder is not None else None, wish.stop)
+        text = Text(decoder(prompt) if decoder is not None else None, wish.stop)
         rows.append(_Row(i, list(prompt), held[i], limit, wish, text, Sampler(wish, prompt)))
     if cache is None:
         length = max(len(row.ids) + row.limit for row in rows)

@@ -1,6 +1,6 @@
 """generate: prompts in whatever form, one answer each, at once or in pieces."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any, Literal, Protocol, overload
@@ -24,7 +24,7 @@ class Tokenizer(Protocol):
     """What is asked of a tokenizer."""
 
     def encode(self, text: str) -> list[int]: ...
-    def stream(self) -> Decoder: ...
+    def stream(self, *, context: Iterable[int] = ()) -> Decoder: ...
 
 
 @overload
@@ -62,12 +62,14 @@ def generate(
     several prompts interleaved. Without a tokenizer prompts must be ids, and texts are empty. `cache`: as in `decode`.
     InputError, before anything is computed: no prompt, an empty one, ids outside the vocabulary, a prompt beyond the
     context, a text without a tokenizer, settings that this model can't take."""
-    one = isinstance(prompts, str) or _is_ids(prompts)
+    one = _is_one(prompts)
     each: list[Any] = [prompts] if one else list(prompts)
     if not each:
         raise InputError("no prompt was given")
     ids = [_encode(i, prompt, tokenizer) for i, prompt in enumerate(each)]
-    steps = decode(model, ids, [settings] * len(ids), decoder=tokenizer.stream if tokenizer else None, cache=cache)
+    # A decoder must know the prompt: some tokenizers write no space before the first token of a text.
+    decoder = None if tokenizer is None else lambda prompt: tokenizer.stream(context=prompt)
+    steps = decode(model, ids, [settings] * len(ids), decoder=decoder, cache=cache)
     pieces = _pieces(steps, [_Answer(i, prompt) for i, prompt in enumerate(ids)], tokenizer is not None)
     if stream:
         return pieces
@@ -75,11 +77,13 @@ def generate(
     return answers[0] if one else [answers[i] for i in range(len(ids))]
 
 
-def _is_ids(prompts: Any) -> bool:
-    """Is this one prompt of ids (and not several prompts)?"""
+def _is_one(prompts: Any) -> bool:
+    """Is this one prompt (and not several)? What is neither counts as one, so that the error names it."""
     if isinstance(prompts, Tensor):
-        return prompts.ndim == 1
-    return isinstance(prompts, Sequence) and len(prompts) > 0 and isinstance(prompts[0], Integral)
+        return prompts.ndim < 2
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+        return True
+    return len(prompts) > 0 and isinstance(prompts[0], Integral)
 
 
 def _encode(index: int, prompt: Any, tokenizer: Tokenizer | None) -> list[int]:

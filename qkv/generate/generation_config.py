@@ -91,8 +91,9 @@ def read_generation_config(
     said = {name: config[name] for name in NUMBERS if name in config}
     sources = dict.fromkeys(said, FILE)
     if not sample:
+        if said or "do_sample" in config:
+            sources["temperature"] = FILE if "do_sample" in config else f"{FILE} without do_sample"
         said["temperature"] = 0.0
-        sources["temperature"] = FILE if "do_sample" in config else "default"
     elif said.get("temperature") == 0:
         raise ConfigError(f"{FILE}: do_sample true and temperature 0 contradict each other; give a temperature")
     else:

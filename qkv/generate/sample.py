@@ -35,27 +35,28 @@ class Sampler:
         self.seen = dict.fromkeys(prompt) if settings.repetition_penalty != 1 else {}
 
     def choose(self, logits: Tensor) -> Choice:
-        """logits [V] → the next token. WeightError: the model gave no number for it (NaN or infinite)."""
+        """logits [V] → the next token. WeightError: the largest is NaN or infinite, so no choice has a meaning."""
         scores = logits.float()
         if self.seen:
             scores = penalize(scores, list(self.seen), self.settings.repetition_penalty)
-        value, token = likeliest(scores) if self.seed is None else self._draw(scores, self.seed)
+        value, token = likeliest(scores)
         if not math.isfinite(value):
             raise WeightError(
                 f"the model's logits are not numbers any more (token {self.made + 1} of the answer): its weights hold"
                 " NaN or infinity, or its dtype is too narrow for it; look with `qkv verify`, or load it in float32"
             )
+        if self.seed is not None:
+            token = self._draw(scores, self.seed)
         self.made += 1
         if self.seen:
             self.seen[token] = None
         return Choice(token, *log_probabilities(logits, token, self.settings.logprobs))
 
-    def _draw(self, scores: Tensor, seed: int) -> tuple[float, int]:
+    def _draw(self, scores: Tensor, seed: int) -> int:
         """The largest of p / noise with exponential noise falls on each token with probability p (the Gumbel-max
         trick). Unlike a point on the cumulated probabilities, it hardly ever moves with rounding errors in p."""
         ids, p = distribution(scores, self.settings)
-        value, place = likeliest(p / exponential(seed, self.made, ids))
-        return value, int(ids[place])
+        return int(ids[likeliest(p / exponential(seed, self.made, ids))[1]])
 
 
 def likeliest(scores: Tensor) -> tuple[float, int]:
@@ -123,16 +124,20 @@ def exponential(seed: int, step: int, ids: Tensor) -> Tensor:
     A generator's state would depend on how many tokens were in the running before, which a rounding error can change.
     This is SplitMix64 (Steele, Lea and Flood 2014), whose n-th output needs no other: the id is n."""
     digest = hashlib.blake2b(f"{seed} {step}".encode(), digest_size=8).digest()
-    z = ids * GAMMA + int.from_bytes(digest, "little", signed=True)
-    z = (z ^ _shift(z, 30)) * MIX_1
-    z = (z ^ _shift(z, 27)) * MIX_2
-    uniform = (_shift(z ^ _shift(z, 31), 12).double() + 0.5) * 2.0**-52
-    return -uniform.log()
+    z = (ids * GAMMA).add_(int.from_bytes(digest, "little", signed=True))
+    z = _fold(_fold(_fold(z, 30).mul_(MIX_1), 27).mul_(MIX_2), 31)
+    uniform = _shift(z, 12).double().add_(0.5).mul_(2.0**-52)  # 52 bits: 1 itself would be drawn from 53
+    return uniform.log_().neg_()
+
+
+def _fold(z: Tensor, bits: int) -> Tensor:
+    """z ^ (z >> bits), in place."""
+    return z.bitwise_xor_(_shift(z, bits))
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:
     """z >> bits of int64 as if it were unsigned."""
-    return (z >> bits) & ((1 << (64 - bits)) - 1)
+    return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def log_probabilities(logits: Tensor, token: int, wanted: bool | int) -> tuple[float | None, dict[int, float] | None]:

@@ -12,7 +12,6 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from qkv.errors import TokenizerError
 from qkv.inputs.backend import BYTE_SYMBOLS, native
-from qkv.inputs.folder import frame
 from qkv.inputs.regexes import GGUF_PRE, GGUF_WHOLE_WORDS
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # tokenizer.ggml.token_type
@@ -63,10 +62,9 @@ def _byte_level(
     vocab: dict[str, int],
     unknown: int | None,
 ) -> Tokenizer:
-    pre = metadata.get("tokenizer.ggml.pre")
-    if pre is None:
+    if "tokenizer.ggml.pre" not in metadata:
         warnings.warn("the GGUF file names no tokenizer.ggml.pre: its text is cut as GPT-2's", stacklevel=4)
-        pre = "default"
+    pre = _get(metadata, "pre", str, "default")
     if pre not in GGUF_PRE:
         raise TokenizerError(f"tokenizer.ggml.pre is {pre!r}; known are {', '.join(sorted(GGUF_PRE))}")
     merges: list[Any] = [tuple(merge.split(" ")) for merge in _list(metadata, "merges", str)]
@@ -77,11 +75,12 @@ def _byte_level(
             )
     symbols = frozenset(BYTE_SYMBOLS.values())
     for id, token in enumerate(() if symbols.issuperset("".join(tokens)) else tokens):
-        spelled = "".join(BYTE_SYMBOLS[byte] for byte in token.encode())
-        if types[id] == _NORMAL and not symbols.issuperset(token) and spelled not in vocab:
-            vocab[spelled] = vocab.pop(token)  # some writers spell tokens as text
+        if types[id] == _NORMAL and not symbols.issuperset(token):  # some writers spell tokens as text
+            spelled = "".join(BYTE_SYMBOLS[byte] for byte in token.encode())
+            if spelled not in vocab:
+                vocab[spelled] = vocab.pop(token)
     raw = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre in GGUF_WHOLE_WORDS))
-    cuts = [pre_tokenizers.Split(Regex(regex), "isolated") for regex in GGUF_PRE[str(pre)]]
+    cuts = [pre_tokenizers.Split(Regex(regex), "isolated") for regex in GGUF_PRE[pre]]
     raw.pre_tokenizer = pre_tokenizers.Sequence(
         [*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
@@ -99,7 +98,7 @@ def _sentencepiece(
     """BPE by score over characters, `▁` for a space, bytes for what has no token.
 
     The space before a text's first word is put there as in SentencePiece, llama.cpp and the tokenizer.json of Llama 2
-    and Mistral: also where the text begins with a space, and after each control token. transformers' GGUF reader
+    and Mistral: also where the text begins with a space, and after each added token. transformers' GGUF reader
     (5.x) adds it to neither.
     """
     gemma = metadata.get("general.architecture") in _GEMMA
@@ -157,8 +156,24 @@ def _post_processor(
         if wanted and id is None:
             raise TokenizerError(f"tokenizer.ggml.add_{role}_token is true, but there is no {role}_token_id")
         ends.append((tokens[id], id) if wanted and id is not None else None)
+    return _frame(*ends)
+
+
+def _frame(bos: tuple[str, int] | None, eos: tuple[str, int] | None) -> processors.PostProcessor:
+    """The post-processor that puts BOS before and EOS after a text, where given."""
+
+    def around(sequence: str, kind: int) -> list[dict[str, Any]]:
+        parts = [("SpecialToken", bos[0] if bos else None), ("Sequence", sequence), ("SpecialToken", eos and eos[0])]
+        return [{part: {"id": id, "type_id": kind}} for part, id in parts if id]
+
+    state = {
+        "type": "TemplateProcessing",
+        "single": around("A", 0),
+        "pair": around("A", 0) + around("B", 1),
+        "special_tokens": {t: {"id": t, "ids": [id], "tokens": [t]} for t, id in filter(None, (bos, eos))},
+    }
     processor = processors.TemplateProcessing("$A", "$A $B", [])
-    processor.__setstate__(json.dumps(frame(*ends)).encode())
+    processor.__setstate__(json.dumps(state).encode())  # its own syntax can't hold every token's name
     return processor
 
 

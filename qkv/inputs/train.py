@@ -48,7 +48,9 @@ def train_tokenizer(
 
     `special_tokens` get the first ids: `{"eos": "</s>", …}` by role (bos, eos, pad, unk, sep, cls, mask), or a list of
     tokens without one; none given means the kind's usual ones. A tokenizer without an "unk" refuses a text with what
-    it doesn't know, and says which. Progress goes to stderr on a terminal. Raises InputError, NotFound.
+    it doesn't know, and says which. The same texts give the same "bpe", "char" and "word" tokenizer each time; the
+    library's "wordpiece" and "unigram" may number or weigh tokens otherwise from run to run, so save what you train.
+    Progress goes to stderr on a terminal. Raises InputError, NotFound.
     """
     roles, special = _roles(kind, special_tokens)
     if isinstance(texts, (str, Path)):
@@ -73,8 +75,11 @@ def train_tokenizer(
         raw.train_from_iterator(feed(), trainer)
     if not found:
         raise InputError("the texts are empty: there is nothing to train a tokenizer on")
-    if vocab_size is not None and raw.get_vocab_size() < vocab_size:
-        warnings.warn(f"the texts gave {raw.get_vocab_size():,} tokens, of {vocab_size:,} asked for", stacklevel=2)
+    got = raw.get_vocab_size()
+    if vocab_size is not None and got > vocab_size:
+        raise InputError(f"vocab_size is {vocab_size:,}; the characters of these texts alone need {got:,}")
+    if vocab_size is not None and got < vocab_size:
+        warnings.warn(f"the texts gave {got:,} tokens, of {vocab_size:,} asked for", stacklevel=2)
     if "cls" in roles and "sep" in roles:
         ids = raw.get_vocab()
         raw.post_processor = processors.BertProcessing(*((roles[role], ids[roles[role]]) for role in ("sep", "cls")))

@@ -7,11 +7,12 @@ from typing import Any
 
 from qkv.errors import ConfigError
 from qkv.families.family import Family, find
-from qkv.load.folder import FolderFiles, folder_files, read_json
+from qkv.load.folder import FolderFiles, folder_files
 from qkv.load.ggml import gguf_config
 from qkv.load.gguf import GgufFile, read_gguf
 from qkv.load.reference import Source, resolve
 from qkv.spec import Model
+from qkv.strict_json import read_json
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def describe(ref: str | Path, *, config_only: bool = True, progress: bool = True
     if source.kind == "gguf":
         file = read_gguf(source.path)
         family, config = gguf_config(file)
-        return Described(source, family, family.spec(config), config, _token_ids(config), gguf=file)
+        return Described(source, family, family.spec(config), config, token_ids(config), gguf=file)
     if config_only and source.path.is_file() and source.path.suffix == ".json":
         return _of_config(source, read_json(source.path), None)
     files = folder_files(source.path, config_only=config_only)
@@ -46,13 +47,14 @@ def _of_config(source: Source, config: dict[str, Any], files: FolderFiles | None
     if "model_type" not in config:
         raise ConfigError(f"{source.path}: config.json has no 'model_type', so its family isn't known")
     family = find(config["model_type"])
-    generation = _token_ids(config)
+    generation = token_ids(config)
     if files is not None and files.generation_config is not None:
         generation |= read_json(files.generation_config)
     notes = files.notes if files is not None else ()
     return Described(source, family, family.spec(config), config, generation, notes, folder=files)
 
 
-def _token_ids(config: Mapping[str, Any]) -> dict[str, Any]:
+def token_ids(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The special tokens that a config or generation config names."""
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     return {name: config[name] for name in names if config.get(name) is not None}

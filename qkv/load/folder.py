@@ -6,17 +6,14 @@ tokenizer files; or one `.gguf` that carries all of that itself.
 
 from __future__ import annotations
 
-import json
-import math
 import re
-import stat
-from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 
 from qkv.errors import CorruptFile, NotFound, UnsafeFile
+from qkv.strict_json import read_json
 
 CONFIG_FILES = ("config.json", "generation_config.json")
 TOKENIZER_FILES = (
@@ -36,7 +33,6 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 OTHER_FORMATS = (".h5", ".msgpack", ".onnx", ".npz", ".ot")
-MAX_DEPTH = 64  # levels of nesting in a JSON file; real configs have fewer than 8
 MAX_INDEX = 64 << 20  # bytes; the index of a model with 100,000 tensors has 10 MB
 
 _SHARD = re.compile(r".*-\d{5}-of-\d{5}\.(safetensors|gguf)")
@@ -139,10 +135,10 @@ def shard_names(index: Path) -> tuple[str, ...]:
     """
     weight_map = read_json(index, limit=MAX_INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CorruptFile(f"{index}: weight_map must map tensor names to shard files, and is {_brief(weight_map)}")
+        raise CorruptFile(f"{index}: weight_map must map tensor names to shard files, and is {weight_map!r:.60}")
     for tensor, shard in weight_map.items():
         if not isinstance(shard, str):
-            raise CorruptFile(f"{index}: weight_map[{tensor!r}] must be a file name, and is {_brief(shard)}")
+            raise CorruptFile(f"{index}: weight_map[{tensor!r}] must be a file name, and is {shard!r:.60}")
         check_member(shard, where=str(index))
         if not shard.endswith(".safetensors"):
             raise UnsafeFile(f"{index}: weight_map[{tensor!r}] names {shard!r}; only .safetensors shards are read")
@@ -172,96 +168,6 @@ def inside(root: Path, name: str) -> Path:
     if not any(real.is_relative_to(folder) for folder in allowed):
         raise UnsafeFile(f"{path} is a link to {real}, outside the model's folder; copy the file in instead")
     return path
-
-
-def read_json(path: Path, limit: int = 16 << 20) -> dict[str, Any]:
-    """Read a JSON object from `path`, of at most `limit` bytes.
-
-    Raises NotFound where it is not there; CorruptFile where it is too long, no regular file, not UTF-8, not JSON, not
-    an object, nested more than 64 deep, names a key twice, or holds NaN or an infinity (RFC 8259 has neither).
-    """
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise NotFound(f"{path}: {error.strerror or error}") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise CorruptFile(f"{path}: not a regular file")
-    if status.st_size > limit:
-        raise CorruptFile(f"{path}: {status.st_size} bytes; a JSON file of more than {limit} bytes is refused here")
-    return parse_json(path.read_bytes(), where=str(path))
-
-
-def parse_json(raw: bytes, *, where: str) -> dict[str, Any]:
-    """`read_json`'s rules for bytes that are already in memory; `where` is named in its errors."""
-    try:
-        value = json.loads(
-            raw.decode("utf-8"),
-            object_pairs_hook=_unique,
-            parse_constant=_no_constant,
-            parse_float=_finite,
-        )
-    except UnicodeDecodeError as error:
-        raise CorruptFile(f"{where}: not UTF-8 (byte {error.start})") from error
-    except RecursionError as error:
-        raise CorruptFile(f"{where}: nested more than {MAX_DEPTH} levels deep") from error
-    except ValueError as error:
-        raise CorruptFile(f"{where}: not valid JSON: {error}{_looks_like(raw)}") from error
-    if not isinstance(value, dict):
-        raise CorruptFile(f"{where}: must be a JSON object, and is {_brief(value)}")
-    if _deeper_than(value, MAX_DEPTH):
-        raise CorruptFile(f"{where}: nested more than {MAX_DEPTH} levels deep")
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        (key, times), *_ = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"key {key!r} appears {times} times in one object")
-    return table
-
-
-def _no_constant(literal: str) -> Any:
-    raise ValueError(f"{literal} is not a JSON number")
-
-
-def _finite(literal: str) -> float:
-    value = float(literal)
-    if not math.isfinite(value):
-        raise ValueError(f"{literal} is beyond the range of a float")
-    return value
-
-
-def _deeper_than(value: Any, limit: int) -> bool:
-    level = [value]
-    for _ in range(limit):
-        level = [
-            child
-            for node in level
-            for child in (node.values() if isinstance(node, dict) else node)
-            if isinstance(child, dict | list)
-        ]
-        if not level:
-            return False
-    return True
-
-
-def _looks_like(raw: bytes) -> str:
-    head = raw[:64].lstrip().lower()
-    if not raw.strip(b"\0 \n\r\t"):
-        return " (the file is empty: a failed download?)"
-    if head.startswith(b"<"):
-        return " (it looks like HTML: a failed download?)"
-    if head.startswith(b"version https://git-lfs"):
-        return " (it is a Git LFS pointer, not the file: run `git lfs pull`)"
-    if head.startswith(b"\xef\xbb\xbf"):
-        return " (it starts with a byte-order mark: save it as plain UTF-8)"
-    return ""
-
-
-def _brief(value: object) -> str:
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:60] + '…'}"
 
 
 def _all_there(root: Path, names: tuple[str, ...]) -> tuple[Path, ...]:

@@ -1,18 +1,15 @@
 """Models on the Hugging Face hub: resolved to a commit, in the hub's own cache, each file checked by its content.
 
 The cache layout is the documented one (https://huggingface.co/docs/hub/local-cache): `snapshots/<commit>/<file>` links
-to `blobs/<etag>`, and the etag is the sha256 of a large file and the git hash of a small one. What has been checked is
-remembered with size, time and inode in qkv's cache, so that weights are hashed once and not at every start.
+to `blobs/<etag>`, and the etag is the sha256 of a large file and the git hash of a small one.
 """
 
 from __future__ import annotations
 
 import glob
-import hashlib
-import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +18,13 @@ from typing import Literal
 from huggingface_hub import constants
 
 from qkv.errors import CorruptFile, NotFound, QkvError
-from qkv.load.folder import CONFIG_FILES, TOKENIZER_FILES, check_member, choose_weights, read_json, shard_names
+from qkv.load.folder import CONFIG_FILES, TOKENIZER_FILES, check_member, choose_weights, shard_names
 from qkv.load.package import cache_root
-from qkv.load.progress import watching
-
-SLOW_CHECK = 1 << 30  # bytes to hash, about a second's worth, from which on a bar is shown
+from qkv.load.progress import watching, without_hub_bars
+from qkv.load.verify import Expected, Marks, problems, set_aside
+from qkv.write import write_text
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -48,9 +44,18 @@ class HubRef:
         """The repository's folder in the hub's cache."""
         return Path(constants.HF_HUB_CACHE) / f"models--{self.repo.replace('/', '--')}"
 
+    @property
+    def pointer(self) -> Path:
+        """The file that holds the commit of a branch or tag."""
+        return self.folder / "refs" / self.revision
+
     def snapshot(self, commit: str) -> Path:
         """The folder with the files of one commit."""
         return self.folder / "snapshots" / commit
+
+    def marks(self, commit: str) -> Marks:
+        """Which files of one commit have been checked."""
+        return Marks(cache_root() / "hub" / self.folder.name / f"{commit}.json", self.snapshot(commit))
 
 
 @dataclass(frozen=True)
@@ -64,17 +69,9 @@ class HubModel:
 
 
 @dataclass(frozen=True)
-class _File:
-    """What a file must be: its size, and its sha256 (64 digits) or git hash (40); None where that isn't known."""
-
-    size: int | None
-    digest: str | None
-
-
-@dataclass(frozen=True)
 class _Listing:
     commit: str
-    files: Mapping[str, _File]
+    files: Mapping[str, Expected]
 
 
 @dataclass(frozen=True)
@@ -96,14 +93,14 @@ def fetch_hub(ref: HubRef, *, config_only: bool = False, progress: bool = True) 
     mode = f"file:{ref.file}" if ref.file else "config" if config_only else "weights"
     if constants.HF_HUB_OFFLINE:
         return _from_cache(ref, mode, "HF_HUB_OFFLINE is set", progress)
-    if _COMMIT.fullmatch(ref.revision) and _is_marked(ref, ref.revision, mode):
+    if _COMMIT.fullmatch(ref.revision) and ref.marks(ref.revision).has(mode):
         return _from_cache(ref, mode, "checked before", progress)
     try:
         listing = _ask(ref)
     except _UnreachableError as error:
         return _from_cache(ref, mode, f"the hub could not be reached ({error})", progress)
     wanted = _choose(ref, listing.files, mode)
-    if _is_marked(ref, listing.commit, mode):
+    if ref.marks(listing.commit).has(mode):
         _write_ref(ref, listing.commit)
         return _model(ref, listing.commit, wanted, "cached")
     names = list(wanted.first)
@@ -113,7 +110,7 @@ def fetch_hub(ref: HubRef, *, config_only: bool = False, progress: bool = True) 
         _require(shards, listing.files, f"{ref} (commit {listing.commit})")
         _obtain(ref, listing, shards, progress)
         names += shards
-    _mark(ref, listing.commit, mode, names)
+    ref.marks(listing.commit).add(mode, names)
     _write_ref(ref, listing.commit)
     return _model(ref, listing.commit, wanted, "from the hub")
 
@@ -133,14 +130,7 @@ def cached_hub() -> list[tuple[str, Path, int]]:
 
 def _from_cache(ref: HubRef, mode: str, why: str, progress: bool) -> HubModel:
     """The cached commit of `ref`, without a socket; NotFound names the path that was looked at."""
-    commit = ref.revision
-    if not _COMMIT.fullmatch(commit):
-        pointer = ref.folder / "refs" / ref.revision
-        if not pointer.is_file():
-            raise NotFound(f"{ref}: {why}, and it is not in the cache: there is no {pointer}")
-        commit = pointer.read_text(encoding="utf-8").strip()
-        if not _COMMIT.fullmatch(commit):
-            raise CorruptFile(f"{ref}: {why}, and {pointer} holds {commit[:50]!r}, which is no commit; delete it")
+    commit = ref.revision if _COMMIT.fullmatch(ref.revision) else _pointed_at(ref, why)
     snapshot = ref.snapshot(commit)
     names = [p.relative_to(snapshot).as_posix() for p in snapshot.rglob("*") if p.is_file()]
     if not names:
@@ -151,12 +141,22 @@ def _from_cache(ref: HubRef, mode: str, why: str, progress: bool) -> HubModel:
         _require(shards, names, str(snapshot))
     except NotFound as error:
         raise NotFound(f"{error} ({why}, and the cached copy in {snapshot} is not complete)") from error
-    if not _is_marked(ref, commit, mode):
+    if not ref.marks(commit).has(mode):
         needed = (*wanted.first, *shards)
-        for name, problem in _damaged(snapshot, dict.fromkeys(needed, _File(None, None)), progress):
+        for name, problem in problems(snapshot, dict.fromkeys(needed, Expected()), progress).items():
             raise CorruptFile(f"{snapshot / name}: {problem}; {why}, so it can't be fetched again")
-        _mark(ref, commit, mode, needed)
+        ref.marks(commit).add(mode, needed)
     return _model(ref, commit, wanted, f"cached; {why}")
+
+
+def _pointed_at(ref: HubRef, why: str) -> str:
+    """The commit at which a branch or tag stood when the hub was last asked."""
+    if not ref.pointer.is_file():
+        raise NotFound(f"{ref}: {why}, and it is not in the cache: there is no {ref.pointer}")
+    commit = ref.pointer.read_text(encoding="utf-8").strip()
+    if not _COMMIT.fullmatch(commit):
+        raise CorruptFile(f"{ref}: {why}, and {ref.pointer} holds {commit[:50]!r}, which is no commit; delete it")
+    return commit
 
 
 def _model(ref: HubRef, commit: str, wanted: _Wanted, how: str) -> HubModel:
@@ -231,7 +231,7 @@ def _ask(ref: HubRef) -> _Listing:
         raise NotFound(f"{ref}: {constants.ENDPOINT} named no commit for it; is HF_ENDPOINT a hub?")
     files = {}
     for sibling in info.siblings or ():
-        files[sibling.rfilename] = _File(sibling.size, sibling.lfs.sha256 if sibling.lfs else sibling.blob_id)
+        files[sibling.rfilename] = Expected(sibling.size, sibling.lfs.sha256 if sibling.lfs else sibling.blob_id)
     return _Listing(info.sha, files)
 
 
@@ -242,13 +242,13 @@ def _obtain(ref: HubRef, listing: _Listing, names: Iterable[str], progress: bool
     for name in expected:
         check_member(name, where=str(ref))
     _download(ref, listing, list(expected), progress)
-    damaged = dict(_damaged(snapshot, expected, progress))
-    aside = [_set_aside(snapshot / name) for name in damaged]
+    damaged = problems(snapshot, expected, progress)
+    aside = [set_aside(snapshot / name) for name in damaged]
     if not damaged:
         return
     _download(ref, listing, list(damaged), progress)
-    for name, problem in _damaged(snapshot, {name: expected[name] for name in damaged}, progress):
-        left = _set_aside(snapshot / name)
+    for name, problem in problems(snapshot, {name: expected[name] for name in damaged}, progress).items():
+        left = set_aside(snapshot / name)
         raise CorruptFile(f"{ref}: {name} {problem}, also after a second download; it was moved to {left}")
     for path in aside:
         path.unlink(missing_ok=True)
@@ -267,7 +267,7 @@ def _download(ref: HubRef, listing: _Listing, names: list[str], progress: bool) 
     try:
         with (
             _explained(ref),
-            _without_their_bars(),
+            without_hub_bars(),
             watching(f"downloading {ref}", lambda: _blob_bytes(ref) - start, lambda: total or None, enabled=own_bar),
         ):
             patterns = [glob.escape(name) for name in missing]
@@ -275,21 +275,6 @@ def _download(ref: HubRef, listing: _Listing, names: list[str], progress: bool) 
     except _UnreachableError as error:
         raise NotFound(f"{ref}: the download broke off ({error}); run it again, whole files are kept") from error
     _require(missing, [name for name in missing if (snapshot / name).is_file()], str(snapshot))
-
-
-@contextmanager
-def _without_their_bars() -> Iterator[None]:
-    """One bar of ours instead of the library's one per file; a user's HF_HUB_DISABLE_PROGRESS_BARS is left alone."""
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    if constants.HF_HUB_DISABLE_PROGRESS_BARS is not None or are_progress_bars_disabled():
-        yield
-        return
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        enable_progress_bars()
 
 
 def _blob_bytes(ref: HubRef) -> int:
@@ -303,96 +288,8 @@ def _blob_bytes(ref: HubRef) -> int:
 
 def _write_ref(ref: HubRef, commit: str) -> None:
     """Remember which commit a branch stands at, as the library does, so that it is found offline."""
-    pointer = ref.folder / "refs" / ref.revision
-    if _COMMIT.fullmatch(ref.revision) or (pointer.is_file() and pointer.read_text(encoding="utf-8") == commit):
+    if _COMMIT.fullmatch(ref.revision) or (ref.pointer.is_file() and ref.pointer.read_text(encoding="utf-8") == commit):
         return
     with suppress(OSError):  # a read-only cache: only offline use loses by it
-        _write(pointer, commit)
-
-
-# --- checking ---
-
-
-def _damaged(snapshot: Path, expected: Mapping[str, _File], progress: bool) -> Iterator[tuple[str, str]]:
-    """The files that aren't what they must be, with what is wrong."""
-    hashed = 0
-
-    def count(size: int) -> None:
-        nonlocal hashed
-        hashed += size
-
-    total = sum((snapshot / name).stat().st_size for name in expected)
-    with watching("checking sha256", lambda: hashed, lambda: total, enabled=progress and total > SLOW_CHECK):
-        problems = [(name, _problem(snapshot / name, file, count)) for name, file in expected.items()]
-    return ((name, problem) for name, problem in problems if problem is not None)
-
-
-def _problem(path: Path, expected: _File, count: Callable[[int], None]) -> str | None:
-    size = path.stat().st_size
-    if expected.size not in (None, size):
-        return f"has {size} bytes, not {expected.size}"
-    digest = expected.digest or (Path(os.readlink(path)).name if path.is_symlink() else "")
-    if _SHA256.fullmatch(digest):
-        algorithm, found = "sha256", [_hash(path, hashlib.sha256(), count)]
-    elif _COMMIT.fullmatch(digest):  # a git blob's hash; some mirrors give the plain SHA-1 as their etag
-        algorithm, headed = "git hash", hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-        found = [_hash(path, headed, count), _hash(path, hashlib.sha1(usedforsecurity=False), count)]
-    else:
-        return None
-    return None if digest in found else f"has {algorithm} {found[0]}, not {digest}"
-
-
-def _hash(path: Path, digest: hashlib._Hash, count: Callable[[int], None]) -> str:
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-            count(len(chunk))
-    return digest.hexdigest()
-
-
-def _set_aside(path: Path) -> Path:
-    """Move a damaged file's bytes to `<blob>.damaged` and remove the links to them, so that they are fetched anew."""
-    real = path.resolve()
-    blob = path.parent / os.readlink(path) if path.is_symlink() else path
-    aside = real.with_name(real.name + ".damaged")
-    real.replace(aside)
-    for link in {path, blob}:  # the blob is itself a link where the hub shares it between repositories
-        link.unlink(missing_ok=True)
-    return aside
-
-
-def _marker(ref: HubRef, commit: str) -> Path:
-    return cache_root() / "hub" / ref.folder.name / f"{commit}.json"
-
-
-def _signature(path: Path) -> list[int]:
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns, status.st_ino]
-
-
-def _is_marked(ref: HubRef, commit: str, mode: str) -> bool:
-    """Whether all files of `mode` have been checked before and are, by size, time and inode, the same files still."""
-    snapshot = ref.snapshot(commit)
-    try:
-        files = read_json(_marker(ref, commit))[mode]
-        return bool(files) and all(_signature(snapshot / name) == known for name, known in files.items())
-    except (OSError, QkvError, KeyError, AttributeError, TypeError):
-        return False
-
-
-def _mark(ref: HubRef, commit: str, mode: str, names: Iterable[str]) -> None:
-    marker, snapshot = _marker(ref, commit), ref.snapshot(commit)
-    try:
-        modes = read_json(marker)
-    except QkvError:
-        modes = {}
-    modes[mode] = {name: _signature(snapshot / name) for name in names}
-    with suppress(OSError):  # a read-only cache: the files are checked again next time
-        _write(marker, json.dumps(modes))
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+        ref.pointer.parent.mkdir(parents=True, exist_ok=True)
+        write_text(ref.pointer, commit)

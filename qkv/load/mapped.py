@@ -34,6 +34,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def identify(file: BinaryIO) -> Identity:
+    """The identity of an open file."""
     status = os.fstat(file.fileno())
     return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 

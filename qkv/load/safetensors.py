@@ -6,19 +6,17 @@ Everything in the header is checked before anything is allocated by it, and the 
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from qkv.errors import CorruptFile, NotFound, WeightError
-from qkv.load.folder import INDEX, MAX_INDEX, SINGLE, inside, parse_json, read_json, shard_names
+from qkv.load.folder import INDEX, MAX_INDEX, SINGLE, inside, shard_names
 from qkv.load.mapped import Identity, identify, map_bytes, open_regular
+from qkv.strict_json import parse_json, read_json
+from qkv.write import renamed_when_whole, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -126,7 +124,7 @@ def save_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: 
     or memory shared with another one (give tied weights once); OSError where the disk is full or can't be written.
     """
     path = Path(path)
-    with _renamed_when_whole(path) as temporary:
+    with renamed_when_whole(path) as temporary:
         _write(temporary, tensors, metadata)
 
 
@@ -145,8 +143,7 @@ def save_sharded(folder: str | Path, tensors: Mapping[str, Tensor], max_shard_by
         weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         total = sum(tensor.nbytes for tensor in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        with _renamed_when_whole(folder / INDEX) as temporary:
-            temporary.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / INDEX, index)
     return [folder / name for name in names]
 
 
@@ -242,22 +239,6 @@ def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str
         raise WeightError(f"a tensor has a name that safetensors can't hold: {error}") from error
     if written != tensors.keys():
         raise WeightError(f"safetensors can't hold the name {sorted(tensors.keys() - written)}")
-
-
-@contextmanager
-def _renamed_when_whole(path: Path) -> Iterator[Path]:
-    """An empty file beside `path` to write to: on success it is flushed and becomes `path`, else it goes."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        temporary.touch(exist_ok=False)
-        mode = temporary.stat().st_mode
-        yield temporary
-        temporary.chmod(mode)  # safetensors 0.8 replaces the file by one that only its owner can read
-        with temporary.open("r+b") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _split(tensors: Mapping[str, Tensor], most: int) -> list[dict[str, Tensor]]:

@@ -4,7 +4,7 @@ side, or WeightError with what is missing, unexpected or misshapen, before any w
 import difflib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -57,35 +57,23 @@ def fill(
 ) -> list[str]:
     """Give every parameter of a model (on any device, meta too) its value. Returns notes on what was out of the
     ordinary. `dtype` None: as stored (where several kinds are stored, that of the embedding)."""
-    table = expand(rows, model)
     shapes = dict(checkpoint.shapes())
-    table, notes = _without_prefix(table, shapes, family)
-    parameters = dict(model.named_parameters())
-    attention, head_dim = _attention(model.spec)
-
-    def wanted(row: Row) -> tuple[int, ...]:
-        parts = [torch.empty(parameters[t].shape, device="meta") for t in row.targets]
-        return tuple(give(parts, row.via, attention, head_dim).shape)
-
-    ignored = re.compile("|".join(re.escape(i).replace(r"\{i\}", r"\d+") for i in family.ignored) or r"$^")
+    table, notes = _without_prefix(expand(rows, model), shapes, family)
     tied = family.head if _tied(model.spec) and family.head in shapes else None
-    extra = sorted(n for n in shapes.keys() - {r.theirs for r in table} - {tied} if not ignored.fullmatch(n))
-    missing = sorted(r.theirs for r in table if r.theirs not in shapes)
-    misshapen = [(r.theirs, shapes[r.theirs], wanted(r)) for r in table if shapes.get(r.theirs, wanted(r)) != wanted(r)]
-    if missing or extra or misshapen:
-        raise WeightError(_difference(checkpoint.where, missing, extra, misshapen, shapes, family))
+    _check_names_and_shapes(model, table, shapes, tied, checkpoint.where, family)
     first = next(r for r in table if "decoder.embed.tokens.weight" in r.targets)
     embedding = checkpoint.read(first.theirs)
     if tied is not None:
         notes.append(_same(embedding, checkpoint.read(tied), tied, checkpoint.where))
     dtype = dtype or embedding.dtype
+    attention, head_dim = _attention(model.spec)
     converted: Counter[torch.dtype] = Counter()
     for row in table:
         stored = embedding if row is first else checkpoint.read(row.theirs)
         if not stored.is_floating_point():
             raise WeightError(f"{checkpoint.where}: {row.theirs} holds {stored.dtype}, which are not plain weights")
         converted[stored.dtype] += stored.dtype != dtype
-        sizes = [parameters[t].shape[0] for t in row.targets]
+        sizes = [model.get_parameter(t).shape[0] for t in row.targets]
         for target, part in zip(row.targets, take(stored, row.via, sizes, attention, head_dim), strict=True):
             _set(model, target, part.to(device=device, dtype=dtype))
     notes += [f"{n} tensors stored as {_short(d)} are held as {_short(dtype)}" for d, n in converted.items() if n]
@@ -101,6 +89,31 @@ def export(model: Transformer, family: Family) -> dict[str, Tensor]:
         row.theirs: give([parameters[t].detach() for t in row.targets], row.via, attention, head_dim)
         for row in expand(family.weights, model)
     }
+
+
+def _check_names_and_shapes(
+    model: Transformer,
+    table: Sequence[Row],
+    shapes: Mapping[str, tuple[int, ...]],
+    tied: str | None,
+    where: str,
+    family: Family,
+) -> None:
+    """Raises WeightError unless the checkpoint has the table's tensors as the model needs them, and no other (a head
+    that is stored although `tied`, and what the family ignores, apart)."""
+    parameters = dict(model.named_parameters())
+    attention, head_dim = _attention(model.spec)
+
+    def wanted(row: Row) -> tuple[int, ...]:
+        parts = [torch.empty(parameters[t].shape, device="meta") for t in row.targets]
+        return tuple(give(parts, row.via, attention, head_dim).shape)
+
+    ignored = re.compile("|".join(re.escape(i).replace(r"\{i\}", r"\d+") for i in family.ignored) or "(?!)")
+    extra = sorted(n for n in shapes.keys() - {r.theirs for r in table} - {tied} if not ignored.fullmatch(n))
+    missing = sorted(r.theirs for r in table if r.theirs not in shapes)
+    misshapen = [(r.theirs, shapes[r.theirs], wanted(r)) for r in table if shapes.get(r.theirs, wanted(r)) != wanted(r)]
+    if missing or extra or misshapen:
+        raise WeightError(_difference(where, missing, extra, misshapen, shapes, family))
 
 
 def _attention(model: spec.Model) -> tuple[spec.Attention, int]:

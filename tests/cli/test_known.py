@@ -72,5 +72,10 @@ def test_wrong_toml_is_named(
 
 
 def test_a_typo_gets_the_nearest_names() -> None:
-    with pytest.raises(NotFound, match="near it, `show` and `diff` know: llama-2-7b, llama-2-70b"):
+    with pytest.raises(NotFound, match="near it, `show` and `diff` know llama-2-7b, llama-2-70b"):
         sketch("lama-2-7b")
+    with pytest.raises(NotFound, match=r"`show` and `diff` know bloom-560m, .*, starcoder too"):
+        sketch("nonsense")
+    with pytest.raises(NotFound) as error:
+        sketch("./gpt2")
+    assert "know" not in str(error.value)

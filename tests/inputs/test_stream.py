@@ -36,7 +36,8 @@ def test_text_never_shows_half_a_character(kind: str, tokenizers: dict[str, Toke
     stream = tokenizer.stream()
     pieces = [stream.push(id) for id in tokenizer.encode(text)]
     assert "".join(pieces).count("\ufffd") == text.count("\ufffd")
-    assert "".join([*pieces, stream.finish()]) == text
+    want = text if kind == "bpe" else text.replace("▁", " ")  # to SentencePiece the two are one
+    assert "".join([*pieces, stream.finish()]) == want
 
 
 def test_an_unfinished_character_comes_out_at_the_end(tokenizers: dict[str, Tokenizer]) -> None:

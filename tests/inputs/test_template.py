@@ -15,10 +15,10 @@ from tests.inputs.samples import CHATML
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " Hi <b>é😀</b>\n"}]
 FEATURES = {
     "chatml": CHATML,
-    "whitespace": "{% if true %}\n  a\n {% endif %}\n{%- for m in messages %}\n  {{ m.content | trim }}\n{% endfor %}\n",
+    "whitespace": "{% if true %}\n  a\n {% endif %}\n{%- for m in messages %}\n  {{ m.role | trim }}\n{% endfor %}\n",
     "tojson": "{{ messages | tojson }}{{ messages | tojson(indent=2) }}{{ messages[1] | tojson(ensure_ascii=true) }}",
     "generation": "{% generation %}{% set x = 1 %}a{{ x }}{% endgeneration %}{{ x is defined }}",
-    "loop controls": "{% for i in [0, 1, 2, 4] %}{% if i == 1 %}{% continue %}{% endif %}{% if i > 3 %}{% break %}{% endif %}"
+    "loop controls": "{% for i in [0, 1, 2, 4] %}{% if i == 1 %}{% continue %}{% elif i > 3 %}{% break %}{% endif %}"
     "{{ i }}{% endfor %}",
     "namespace": "{% set n = namespace(a=1, self=2) %}{% set n.a = n.a + n.self %}{{ n.a }}",
     "undefined": "{{ tools is defined }}{% if nothing %}a{% endif %}{{ nothing is defined }}{% for x in nothing %}"

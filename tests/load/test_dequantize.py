@@ -1,5 +1,6 @@
 """Every kernel bit for bit against the gguf package's, on random blocks, extreme scales and zeros."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gguf
@@ -90,6 +91,17 @@ def test_other_dtypes_and_parts_of_a_chunk(type: str, dtype: torch.dtype, monkey
     assert (ours.dtype, ours.shape) == (dtype, shape)
     expected = torch.from_numpy(reference(raw.numpy(), type)).view(shape)
     assert torch.equal(ours, expected.to(dtype))
+
+
+def test_torch_s_threads_are_left_as_they_were() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        dequantize(torch.zeros(18, dtype=torch.uint8), "Q4_0", (32,))
+        with ThreadPoolExecutor(1) as pool:
+            assert (torch.get_num_threads(), pool.submit(torch.get_num_threads).result()) == (3, 3)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("type", KERNELS)

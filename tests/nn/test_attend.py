@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from itertools import product
+from itertools import cycle, product
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from qkv.nn.position import Relative
 
 MASKS = [spec.Full(), spec.Causal(), spec.Window(1), spec.Window(3), spec.Window(100)]
 POSITIONS = [None, spec.Alibi(), spec.RelativeBias(8, 6), spec.RelativeBias(8, 6, both_ways=True)]
-HEADS = [(4, 4), (4, 2), (4, 1), (1, 1)]
+HEADS = [(4, 4), (4, 2), (4, 1)]
 LENGTHS = [  # new tokens of each sequence, and those that a cache holds already
     ([1], [0]),
     ([7], [0]),
@@ -118,10 +118,8 @@ def by_hand(
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("position", POSITIONS, ids=repr)
 @pytest.mark.parametrize("mask", MASKS, ids=repr)
-def test_the_reference_is_the_equation(
-    mask: spec.Mask, position: spec.Relative | None, softcap: float | None
-) -> None:
-    for (heads, kv_heads), (lengths, starts) in product(HEADS, [LENGTHS[1], LENGTHS[3], LENGTHS[8]]):
+def test_the_reference_is_the_equation(mask: spec.Mask, position: spec.Relative | None, softcap: float | None) -> None:
+    for (heads, kv_heads), (lengths, starts) in product(HEADS, [LENGTHS[3], LENGTHS[8]]):
         data, module = case(heads, kv_heads, lengths, starts), scheme(position, heads)
         out = attended(data, mask, module, reference, scale=0.3, softcap=softcap)
         hand = by_hand(data, mask, position, module, 0.3, softcap)
@@ -131,18 +129,16 @@ def test_the_reference_is_the_equation(
 @pytest.mark.parametrize("dtype", CLOSE, ids=str)
 @pytest.mark.parametrize("position", POSITIONS, ids=repr)
 @pytest.mark.parametrize("mask", MASKS, ids=repr)
-def test_the_kernel_is_the_reference(
-    mask: spec.Mask, position: spec.Relative | None, dtype: torch.dtype
-) -> None:
-    for (heads, kv_heads), (lengths, starts), scale in product(HEADS, LENGTHS, [D**-0.5, 0.1]):
+def test_the_kernel_is_the_reference(mask: spec.Mask, position: spec.Relative | None, dtype: torch.dtype) -> None:
+    for scale, ((heads, kv_heads), (lengths, starts)) in zip(cycle([0.1, 0.35, 1.0]), product(HEADS, LENGTHS)):
         data, module = case(heads, kv_heads, lengths, starts, dtype), scheme(position, heads)
         fast = attended(data, mask, module, None, scale=scale)
         slow = attended(data, mask, module, reference, scale=scale)
         assert fast.dtype == slow.dtype == dtype
         close = {"atol": CLOSE[dtype], "rtol": CLOSE[dtype]}
         torch.testing.assert_close(fast, slow, **close)
-        if dtype == torch.float32 and scale == 0.1:
-            torch.testing.assert_close(gradients(fast, data), gradients(slow, data), **close)
+        if dtype == torch.float32:
+            torch.testing.assert_close(gradients(fast, data), gradients(slow, data), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("path", [sdpa, reference])

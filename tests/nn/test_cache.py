@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -65,6 +65,7 @@ def joined(pieces: list[list[list[int]]]) -> list[list[int]]:
 def test_any_cutting_of_any_texts_is_one_pass(name: str) -> None:
     model = tiny(*MIXERS[name])
 
+    @settings(max_examples=25)
     @given(cuttings(), st.booleans())
     def any_cutting(pieces: list[list[list[int]]], limited: bool) -> None:
         texts = joined(pieces)
@@ -81,6 +82,7 @@ def test_any_cutting_of_any_texts_is_one_pass(name: str) -> None:
 def test_rows_can_be_dropped_doubled_and_reordered_between_steps(name: str) -> None:
     model = tiny(*MIXERS[name])
 
+    @settings(max_examples=20)
     @given(st.data())
     def any_choice(data: st.DataObject) -> None:
         before, after = data.draw(cuttings()), data.draw(cuttings())
@@ -136,7 +138,7 @@ def test_growing_keeps_what_was_there(mask: spec.Mask) -> None:
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bytes(mask: spec.Mask, length: int | None, slots: int, dtype: torch.dtype) -> None:
-    """2 · layers · sequences · slots · kv_heads · head_dim · bytes a number; an unlimited cache grows into its window."""
+    """2 · layers · sequences · slots · kv_heads · head_dim · bytes a number. Unlimited, it grows into its window."""
     model = tiny(attention(mask, None), layers=3).to(dtype)
     cache = model.new_cache(length)
     assert cache.nbytes == 0
@@ -188,18 +190,14 @@ def test_an_error_in_between_changes_nothing(name: str) -> None:
         torch.testing.assert_close(torch.cat((first, model([text[5:]], cache=c)[0])), whole(model, [text])[0], **CLOSE)
 
 
-class CutOff(Exception):
-    """A Ctrl-C."""
-
-
 def cut_off(model: Transformer, ids: list[list[int]], cache: Cache) -> None:
     """A step that ends after the first layer has taken its keys."""
 
     def stop(*_: Any) -> None:
-        raise CutOff
+        raise KeyboardInterrupt
 
     handle = model.decoder.blocks[1].register_forward_pre_hook(stop)
-    with pytest.raises(CutOff):
+    with pytest.raises(KeyboardInterrupt):
         model(ids, cache=cache)
     handle.remove()
 

@@ -14,7 +14,7 @@ from qkv.nn.attention import Attention
 from qkv.nn.batch import Batch
 from qkv.nn.cache import Stream
 from qkv.nn.stack import Transformer
-from tests.tiny import VOCAB, tiny, tiny_spec
+from tests.tiny import VOCAB, tiny
 
 IDS = torch.tensor([[1, 2, 3], [30, 0, 7]])
 SPECS = {

@@ -1,0 +1,109 @@
+"""`qkv generate`: the answer on standard output, everything else beside it."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import qkv
+from tests.cli.conftest import Command, Terminal
+
+PROMPT = "The quick brown"
+
+
+def test_the_answer_alone_is_on_standard_output(command: Command, folder: Path) -> None:
+    ran = command("generate", PROMPT, "-m", folder, "--max-tokens", 9)
+    expected = qkv.load(folder).generate(PROMPT, max_tokens=9)
+    assert (ran.code, ran.out) == (0, expected.text + "\n")
+    first, last = ran.err.splitlines()
+    assert first.startswith("greedy (default); max_tokens 9 (given)")
+    assert last.startswith("9 tokens · ")
+    for words in (" tokens/s · ", " GB/s · ", " GB of memory · ", "prompt of "):
+        assert words in last
+
+
+def test_json_holds_the_fields_of_a_generation(command: Command, folder: Path) -> None:
+    args = ("generate", "-m", folder, "--max-tokens", 5, "--logprobs", 2, "--temperature", 0.8, "--seed", 7, "--json")
+    found = command(*args, stdin=PROMPT + "\n").json
+    settings = {"max_tokens": 5, "temperature": 0.8, "seed": 7}
+    expected = qkv.load(folder).generate(PROMPT, logprobs=2, **settings)
+    assert found["text"] == expected.text
+    assert found["tokens"] == expected.tokens
+    assert found["prompt_tokens"] == expected.prompt_tokens
+    assert found["finish_reason"] == expected.finish_reason
+    assert found["logprobs"] == expected.logprobs
+    assert [len(row) for row in found["top_logprobs"]] == [2] * 5
+    assert found["seed"] == 7
+    assert found["timing"]["decode_steps"] == 4
+    assert found["dtype"] == "float32"
+    assert "temperature 0.8, " not in found["settings"].replace("temperature 0.8 (given)", "")
+
+
+def test_every_option_reaches_the_settings(command: Command, folder: Path) -> None:
+    options = {"temperature": 0.7, "top-k": 9, "top-p": 0.9, "min-p": 0.05, "repetition-penalty": 1.2, "seed": 3}
+    args = [part for name, value in options.items() for part in (f"--{name}", value)]
+    found = command("generate", PROMPT, "-m", folder, "--json", "--stop", "\n\n", "--stop", "x", *args).json
+    for name, value in options.items():
+        assert f"{name.replace('-', '_')} {value}" in found["settings"]
+    assert r"stop '\n\n', 'x'" in found["settings"]
+
+
+def test_chat_is_the_template_and_generate_is_not(command: Command, folder: Path) -> None:
+    tokenizer = qkv.load(folder).tokenizer
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": PROMPT}]
+    args = ("generate", PROMPT, "-m", folder, "--max-tokens", 1, "--json")
+    assert command(*args).json["prompt_tokens"] == tokenizer.encode(PROMPT)
+    assert command(*args, "--chat").json["prompt_tokens"] == tokenizer.chat(turns[1:])
+    assert command(*args, "--chat", "--system", "Be brief.").json["prompt_tokens"] == tokenizer.chat(turns)
+
+
+def test_dtype_and_threads(command: Command, folder: Path) -> None:
+    ran = command("generate", PROMPT, "-m", folder, "--max-tokens", 2, "--dtype", "bfloat16", "--threads", 1, "--json")
+    assert ran.json["dtype"] == "bfloat16"
+
+
+def test_a_terminal_sees_the_prompt_and_no_control_characters(
+    command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, err = Terminal(), Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    monkeypatch.setenv("NO_COLOR", "1")
+    command("generate", PROMPT, "-m", folder, "--max-tokens", 200, "--temperature", 2, "--seed", 1)
+    assert err.getvalue().splitlines()[1].startswith(PROMPT)
+    shown = set(out.getvalue()) - set("\n\t")
+    assert not [c for c in shown if ord(c) < 32 or 127 <= ord(c) < 160]
+
+
+WRONG = [
+    (["--system", "x"], 1, "--system needs --chat"),
+    (["--logprobs", "1"], 1, "--logprobs needs --json"),
+    (["--temperature", "-1"], 1, "temperature must be 0 (greedy) or a number from 1e-06"),
+    (["--temperature", "warm"], 2, "'--temperature'"),
+    (["--top-p", "2"], 1, "top_p must be a number from 0 to 1, got 2.0"),
+    (["--max-tokens", "0"], 1, "max_tokens must be a whole number from 1"),
+    (["--top-k", "5"], 1, "top_k changes nothing while temperature is 0"),
+    (["--dtype", "int7"], 1, "dtype 'int7' is not one of"),
+    (["--device", "cuda:9"], 1, "device 'cuda:9' can't be used"),
+    (["--device", "nonsense"], 1, "device 'nonsense' can't be used"),
+    (["--threads", "0"], 2, "'--threads'"),
+    (["--max-token", "3"], 2, "--max-token"),
+]
+
+
+@pytest.mark.parametrize(("args", "code", "message"), WRONG)
+def test_wrong_input_is_named(command: Command, folder: Path, args: list[str], code: int, message: str) -> None:
+    ran = command("generate", "x", "-m", folder, *args)
+    assert (ran.code, ran.out) == (code, "")
+    assert message in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_a_model_or_prompt_that_is_not_there_is_named(command: Command, folder: Path) -> None:
+    ran = command("generate", "x", "-m", "./nowhere")
+    assert (ran.code, ran.err.splitlines()[0][:36]) == (1, "error: ./nowhere: no such file or fo")
+    ran = command("generate", "-m", folder)
+    assert (ran.code, ran.err) == (1, "error: no prompt was given: standard input is empty\n")
+    ran = command("generate", "x" * 200_000, "-m", folder, "--json")
+    assert ran.code == 1
+    assert ran.json["error"]["type"] == "InputError"

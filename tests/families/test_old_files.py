@@ -1,0 +1,67 @@
+"""Checkpoints of old: masks and frequencies stored as weights, bare names, a tied head stored twice."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from qkv.errors import WeightError
+from tests.families.reference import case, close, each_family, filled, our_logits
+
+Tensors = dict[str, Tensor]
+
+
+def bare(tensors: Tensors) -> Tensors:
+    return {name.removeprefix("transformer."): x for name, x in tensors.items()}
+
+
+@dataclass
+class With:
+    """Tensors with more under some names, of each of two layers."""
+
+    names: tuple[str, ...]
+
+    def __call__(self, tensors: Tensors) -> Tensors:
+        return tensors | {name.format(i=i): torch.ones(1, 1, 8, 8) for name in self.names for i in range(2)}
+
+
+OLD: list[tuple[str, Callable[[Tensors], Tensors], str]] = [
+    ("gpt2", bare, "bare model"),
+    ("gpt2", lambda t: bare(With(("transformer.h.{i}.attn.bias", "transformer.h.{i}.attn.masked_bias"))(t)), "bare"),
+    ("gpt2", With(("transformer.h.{i}.attn.bias",)), ""),
+    ("bloom", bare, "bare model"),
+    ("gpt_bigcode", With(("transformer.h.{i}.attn.bias", "transformer.h.{i}.attn.masked_bias")), ""),
+    ("gpt_neox", With(tuple("gpt_neox.layers.{i}.attention." + x for x in ("bias", "masked_bias"))), ""),
+    ("gpt_neox", With(("gpt_neox.layers.{i}.attention.rotary_emb.inv_freq",)), ""),
+    *[
+        (name, With(("model.layers.{i}.self_attn.rotary_emb.inv_freq",)), "")
+        for name in ("llama", "mistral", "gemma", "qwen2")
+    ],
+]
+
+
+@pytest.mark.parametrize(("name", "age", "note"), OLD, ids=[f"{name} {i}" for i, (name, *_) in enumerate(OLD)])
+def test_old_files_hold_the_same_model(name: str, age: Callable[[Tensors], Tensors], note: str) -> None:
+    made = case(name, "tiny")
+    ours, notes = filled(made.family, made.config, age(dict(made.tensors)))
+    close(our_logits(ours), our_logits(made.ours), within=0)
+    assert [note in said for said in notes] == [True] * bool(note)
+
+
+@each_family
+def test_a_tied_head_that_is_stored_beside_its_embedding(name: str) -> None:
+    made = case(name, "tiny")
+    family = made.family
+    config = {**made.config, "tie_word_embeddings": True}
+    embedding = made.tensors[family.embedding]
+    tensors = {**made.tensors, family.head: embedding.clone()}
+    ours, notes = filled(family, config, tensors)
+    assert len(notes) == 1
+    assert "same values" in notes[0]
+    assert ours.head.weight is None
+    with pytest.raises(WeightError, match=f"{family.head} holds other values"):
+        filled(family, config, {**tensors, family.head: embedding + 1})
+    with pytest.raises(WeightError, match=f"{family.head}.*\n.*set tie_word_embeddings true"):
+        filled(family, {**config, "tie_word_embeddings": False}, {k: v for k, v in tensors.items() if k != family.head})

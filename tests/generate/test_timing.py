@@ -1,0 +1,64 @@
+"""Bytes and seconds: counted by hand on a tiny model."""
+
+import torch
+
+from qkv import spec
+from qkv.generate.timing import Timing, Traffic, peak_memory
+from qkv.nn.stack import Transformer
+from tests.generate.tiny import VOCAB, model_spec
+
+BLOCK = 4 * (32 * 32 * 2 + 2 * 32 * 16 + 3 * 32 * 48 + 2 * 32)  # q and out, k and v, the MLP, two norms; float32
+KEYS = 2 * 2 * 8 * 4  # keys and values of 2 heads of 8 float32, a layer and token
+
+
+def test_a_step_reads_every_weight_once_and_the_keys_held() -> None:
+    traffic = Traffic(Transformer(model_spec()))
+    weights = 2 * BLOCK + 4 * 32 + 4 * VOCAB * 32  # the embedding is the head
+    assert traffic.step([]) == weights
+    assert traffic.step([10, 3]) == weights + 13 * 2 * KEYS
+
+
+def test_an_embedding_that_is_not_the_head_is_only_looked_up() -> None:
+    model = Transformer(model_spec(head=spec.LMHead(tied=False), embed=spec.Embed(spec.Learned(64))))
+    assert Traffic(model).step([]) == 2 * BLOCK + 4 * 32 + 4 * VOCAB * 32
+
+
+def test_a_window_reads_no_more_than_its_size() -> None:
+    traffic = Traffic(Transformer(model_spec(attention={"mask": spec.Window(5)})))
+    assert traffic.step([100]) - traffic.step([]) == 5 * 2 * KEYS
+    assert traffic.step([3]) - traffic.step([]) == 3 * 2 * KEYS
+
+
+def test_half_precision_is_half_the_bytes() -> None:
+    model = Transformer(model_spec())
+    full = Traffic(model).step([7])
+    assert Traffic(model.bfloat16()).step([7]) * 2 == full
+
+
+def test_rates() -> None:
+    timing = Timing(100, 0.5, 0.6, 20, 2.0, 10**10, None)
+    assert timing.to_dict() == {
+        "prompt_tokens": 100,
+        "prefill_seconds": 0.5,
+        "first_token_seconds": 0.6,
+        "decode_steps": 20,
+        "decode_seconds": 2.0,
+        "bytes_read": 10**10,
+        "peak_memory": None,
+        "prompt_tokens_per_second": 200.0,
+        "tokens_per_second": 10.0,
+        "bytes_per_token": 5e8,
+        "gigabytes_per_second": 5.0,
+    }
+    one = Timing(100, 0.5, 0.6, 0, 0.0, 0, None)
+    assert (one.tokens_per_second, one.bytes_per_token, one.gigabytes_per_second) == (None, None, None)
+
+
+def test_peak_memory_is_in_bytes() -> None:
+    before = peak_memory(torch.device("cpu"))
+    held = torch.ones(2**26)
+    after = peak_memory(torch.device("cpu"))
+    assert before is not None
+    assert after is not None
+    assert after >= held.nbytes
+    assert 2**26 < after < 2**40
