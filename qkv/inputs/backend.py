@@ -50,6 +50,7 @@ class Backend:
         self._start, self._middle = raw.pre_tokenizer, _without_first_prefix(raw)
         with native("the tokenizer"):
             unknown = _unknown_id(raw)
+            self._frames = bool(raw.encode("").ids)
         special = {token.content: id for id, token in raw.get_added_tokens_decoder().items() if token.special}
         # A token of one character may be that character's only spelling (CLIP's padding is "!").
         self._forbidden = frozenset(id for content, id in special.items() if len(content) > 1 and id != unknown)
@@ -68,7 +69,7 @@ class Backend:
                 check_text(text)
         with native("the tokenizer can't encode this text"), self._lock:
             encodings = [self._plain(text, found) for text, found in zip(texts, self._run(texts, middle), strict=True)]
-            if add:
+            if add and self._frames:
                 encodings = [self.raw.post_process(encoding, None, True) for encoding in encodings]
             return [encoding.ids for encoding in encodings]
 

@@ -41,9 +41,9 @@ class Marked:
             rendered = re.sub("|".join(map(re.escape, _escapes(mark))), mark, rendered, flags=re.IGNORECASE)
         return rendered
 
-    def remove(self, rendered: str) -> str:
+    def remove(self, restored: str) -> str:
         """The text without marks."""
-        return self.restore(rendered).replace(self.inside, "").replace(self.before, "")
+        return restored.replace(self.inside, "").replace(self.before, "")
 
 
 class Controls:
@@ -105,9 +105,9 @@ class Controls:
             text = text[:place] + mark + text[place:]
         return text
 
-    def split(self, rendered: str, marked: Marked) -> list[int | str]:
-        """A rendered text as the ids of the template's control tokens and the plain texts between them, in order."""
-        parts: list[int | str] = [marked.restore(rendered)]
+    def split(self, restored: str, marked: Marked) -> list[int | str]:
+        """A rendered and restored text as the template's control tokens (ids) and the texts between, in order."""
+        parts: list[int | str] = [restored]
         for cut in self._turns:
             parts = [piece for part in parts for piece in (cut(part) if isinstance(part, str) else [part])]
         parts = [marked.remove(part) if isinstance(part, str) else part for part in parts]
@@ -126,9 +126,10 @@ class _Cut:
         start = 0
         while match := self._pattern.search(text, start):
             id, token = self._tokens[(match.lastindex or 0) - 1]
-            before, after = text[start : match.start()], text[match.end() :]
+            before, start = text[start : match.start()], match.end()
             parts += [before.rstrip(_SPACES) if token.lstrip else before, id]
-            start = match.end() + (len(after) - len(after.lstrip(_SPACES)) if token.rstrip else 0)
+            while token.rstrip and start < len(text) and text[start] in _SPACES:
+                start += 1
         return [*parts, text[start:]]
 
 

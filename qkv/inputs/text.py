@@ -197,7 +197,7 @@ class Tokenizer:
         given["messages"] = _messages(given["messages"])
         marked = self._controls.mark(given, source)
         variables = {**self._names, **marked.variables, "add_generation_prompt": add_generation_prompt}
-        return template.render(source, variables), marked
+        return marked.restore(template.render(source, variables)), marked
 
     def _template(self, name: str | None, tools: bool) -> str:
         if not self.chat_templates:

@@ -1,0 +1,85 @@
+"""What a reference holds, from its config or header alone."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from qkv.errors import ConfigError, CorruptFile, NotFound
+from qkv.families.llama import FAMILY
+from qkv.load.describe import describe
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    config = {**FAMILY.tiny, "model_type": "llama", "eos_token_id": [2, 5], "bos_token_id": 1}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+def test_a_config_alone_is_enough(folder: Path) -> None:
+    for ref in (folder, folder / "config.json"):
+        described = describe(ref)
+        assert described.spec == FAMILY.spec(FAMILY.tiny)
+        assert described.family is FAMILY
+        assert described.generation == {"eos_token_id": [2, 5], "bos_token_id": 1}
+
+
+def test_generation_config_is_read_over_the_config(folder: Path) -> None:
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 7, "temperature": 0.5}))
+    assert describe(folder).generation == {"eos_token_id": 7, "bos_token_id": 1, "temperature": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "said"),
+    [
+        ("{}", ConfigError, "model_type"),
+        ('{"model_type": "unheard"}', ConfigError, "unheard"),
+        ('{"model_type": ["llama"]}', ConfigError, "llama"),
+        ("[]", CorruptFile, "config.json"),
+        ("{", CorruptFile, "config.json"),
+    ],
+)
+def test_a_config_that_is_not_one_is_named(tmp_path: Path, text: str, error: type[Exception], said: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(error, match=said):
+        describe(tmp_path)
+
+
+def test_weights_are_asked_for_only_where_they_are_needed(folder: Path) -> None:
+    describe(folder)
+    with pytest.raises(NotFound, match="no weights"):
+        describe(folder, config_only=False)
+
+
+def test_a_gguf_file_describes_itself(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "tiny.gguf", "llama")
+    writer.add_block_count(2)
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_feed_forward_length(48)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_eos_token_id(2)
+    writer.add_tensor("token_embd.weight", np.zeros((97, 32), np.float32))
+    writer.add_tensor("output.weight", np.zeros((97, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    described = describe(tmp_path / "tiny.gguf")
+    assert described.spec == FAMILY.spec(FAMILY.tiny | {"num_key_value_heads": 2})
+    assert described.generation == {"eos_token_id": 2}
+    assert described.gguf is not None
+
+
+def test_no_torch_is_needed(folder: Path) -> None:
+    code = (
+        "import sys; from qkv.load.describe import describe; describe(sys.argv[1]); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, folder], check=True)
