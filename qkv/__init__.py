@@ -14,7 +14,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import qkv.load
+import qkv.load  # noqa: F401  (its place in sys.modules is taken below)
 
 if TYPE_CHECKING:
     from qkv.generate.result import Generation, Piece

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from qkv.errors import QkvError
+from qkv.load.checkpoint import open_checkpoint
 from qkv.load.describe import Described, describe
-from qkv.load.model import FolderCheckpoint, GgufCheckpoint, load_model
-from qkv.load.safetensors import read_header, read_shards
+from qkv.load.model import load_model
 from qkv.nn.stack import Transformer
 
 SHORT = 8  # tokens of the text that is tried
@@ -41,18 +41,11 @@ class Patient:
 
     def __init__(self, described: Described) -> None:
         self.described = described
-        self.checkpoint: GgufCheckpoint | FolderCheckpoint
+        self.checkpoint = open_checkpoint(described)
+        self.kinds = self.checkpoint.kinds
+        self.embedding, self.head = described.family.embedding, described.family.head
         if described.gguf is not None:
-            self.checkpoint = GgufCheckpoint(described.gguf, torch.float32)
-            self.kinds = {name: tensor.type for name, tensor in described.gguf.tensors.items()}
             self.embedding, self.head = "token_embd.weight", "output.weight"
-        else:
-            files = described.folder
-            assert files is not None
-            headers = list(read_shards(files.index) if files.index else map(read_header, files.weights))
-            self.checkpoint = FolderCheckpoint(str(files.root), headers)
-            self.kinds = {name: tensor.dtype for header in headers for name, tensor in header.tensors.items()}
-            self.embedding, self.head = described.family.embedding, described.family.head
         self.names = list(self.checkpoint.shapes())
 
 

@@ -101,9 +101,11 @@ class Controls:
                 places.add((last - n + 1, marked.inside))
             if inner[:n].lower() in self._ends:
                 places.add((first + n - 1, marked.inside))
-        for place, mark in sorted(places, reverse=True):
-            text = text[:place] + mark + text[place:]
-        return text
+        pieces, start = [], 0
+        for place, mark in sorted(places):
+            pieces += [text[start:place], mark]
+            start = place
+        return "".join([*pieces, text[start:]])
 
     def split(self, restored: str, marked: Marked) -> list[int | str]:
         """A rendered and restored text as the template's control tokens (ids) and the texts between, in order."""

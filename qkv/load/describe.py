@@ -1,12 +1,12 @@
 """What a reference holds, from its config or header alone: no torch, no weights. `qkv show` needs nothing more."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from qkv.errors import ConfigError
-from qkv.families.family import Family, find
+from qkv.families.family import Family, Row, find
 from qkv.load.folder import FolderFiles, folder_files
 from qkv.load.ggml import gguf_config
 from qkv.load.gguf import GgufFile, read_gguf
@@ -28,6 +28,14 @@ class Described:
     notes: tuple[str, ...] = ()
     folder: FolderFiles | None = None
     gguf: GgufFile | None = field(default=None, repr=False)
+
+    @property
+    def weights(self) -> Sequence[Row]:
+        """The table of the checkpoint's tensors."""
+        if self.gguf is None:
+            return self.family.weights
+        assert self.family.gguf is not None
+        return self.family.gguf.weights
 
 
 def describe(ref: str | Path, *, config_only: bool = True, progress: bool = True) -> Described:

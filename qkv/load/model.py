@@ -1,54 +1,24 @@
 """From a reference to a model that runs, and from a model to a folder that transformers loads."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from qkv.errors import ConfigError, InputError
-from qkv.families.family import Row, find
+from qkv.families.family import find
 from qkv.inputs.text import Tokenizer
+from qkv.load.checkpoint import open_checkpoint
 from qkv.load.describe import Described, describe, token_ids
-from qkv.load.ggml import ROPE_FACTORS
-from qkv.load.gguf import GgufFile
-from qkv.load.safetensors import Header, read_header, read_shards, save_sharded
-from qkv.load.weights import Checkpoint, export, fill
+from qkv.load.safetensors import save_sharded
+from qkv.load.weights import export, fill
 from qkv.nn.stack import Transformer
 from qkv.write import write_json
 
 T = TypeVar("T", bound=Transformer)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-
-
-class FolderCheckpoint:
-    """One safetensors file or all shards of a folder."""
-
-    def __init__(self, where: str, headers: Iterable[Header]) -> None:
-        self.where = where
-        self.home = {name: header for header in headers for name in header.tensors}
-
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {name: header.tensors[name].shape for name, header in self.home.items()}
-
-    def read(self, name: str) -> Tensor:
-        return self.home[name].read(name)
-
-
-class GgufCheckpoint:
-    """One GGUF file. Tensors are dequantized to `dtype` as they are read, but for those in float32: `fill` rounds them
-    after its transforms, which may subtract (Gemma's norms)."""
-
-    def __init__(self, file: GgufFile, dtype: torch.dtype) -> None:
-        self.where, self.file, self.dtype = str(file.path), file, dtype
-
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {name: t.shape for name, t in self.file.tensors.items() if name != ROPE_FACTORS}
-
-    def read(self, name: str) -> Tensor:
-        return self.file.read(name, torch.float32 if self.file.tensors[name].type == "F32" else self.dtype)
 
 
 def load_model(
@@ -67,22 +37,16 @@ def load_model(
     described = describe(ref, config_only=False, progress=progress)
     with torch.device("meta"):
         model = make(described.spec)
-    checkpoint: Checkpoint
-    rows: Sequence[Row]
+    checkpoint = open_checkpoint(described, dtype)
     if described.gguf is not None:
-        assert described.family.gguf is not None
         dtype = dtype or torch.float32
-        rows, checkpoint = described.family.gguf.weights, GgufCheckpoint(described.gguf, dtype)
         tokenizer: Tokenizer | None = Tokenizer.from_gguf(described.gguf.metadata)
     else:
         assert described.folder is not None
-        files = described.folder
-        rows = described.family.weights
-        headers = read_shards(files.index) if files.index else map(read_header, files.weights)
-        checkpoint = FolderCheckpoint(str(files.root), headers)
-        tokenizer = Tokenizer.from_folder(files.root) if "tokenizer.json" in files.tokenizer else None
+        has_one = "tokenizer.json" in described.folder.tokenizer
+        tokenizer = Tokenizer.from_folder(described.folder.root) if has_one else None
     notes = [] if tokenizer is not None else [_no_tokenizer(described)]
-    notes += fill(model, rows, checkpoint, described.family, dtype=dtype, device=device)
+    notes += fill(model, described.weights, checkpoint, described.family, dtype=dtype, device=device)
     if tokenizer is not None:
         tokenizer.check_rows(described.spec.vocab)
     return model.eval(), tokenizer, described, [*described.notes, *notes]

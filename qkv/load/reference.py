@@ -90,13 +90,6 @@ def resolve(ref: str | Path, *, config_only: bool = False, progress: bool = True
     return _from_hub(text, config_only, progress)
 
 
-def pull(ref: str, *, progress: bool = True) -> Source:
-    """`resolve`, and print what it was resolved to and where that lies."""
-    source = resolve(ref, progress=progress)
-    print(f"{source.origin}\n{source.path}")
-    return source
-
-
 def cached_models() -> list[CachedModel]:
     """What can be loaded without a download: qkv's own cache, then the hub's."""
     from qkv.load.hub import cached_hub

@@ -5,7 +5,7 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,20 +13,9 @@ from torch import Tensor, nn
 from qkv import spec
 from qkv.errors import WeightError
 from qkv.families.family import Family, Row
+from qkv.load.checkpoint import Checkpoint
 from qkv.load.transforms import give, take
 from qkv.nn.stack import Transformer
-
-
-class Checkpoint(Protocol):
-    """Tensors by name: what a file or folder of weights offers."""
-
-    where: str  # the file or folder, for messages
-
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Every tensor's shape, from headers alone."""
-
-    def read(self, name: str) -> Tensor:
-        """One tensor."""
 
 
 def expand(rows: Iterable[Row], model: Transformer) -> list[Row]:

@@ -17,10 +17,10 @@ from qkv.errors import ConfigError
 from qkv.families.config import Reader
 from qkv.families.family import find, find_gguf, names
 from qkv.families.gguf import single
+from qkv.load.checkpoint import GgufCheckpoint
 from qkv.load.describe import describe
 from qkv.load.ggml import gguf_config
 from qkv.load.gguf import GgufFile, read_gguf
-from qkv.load.model import GgufCheckpoint
 from qkv.load.weights import fill
 from qkv.nn.stack import Transformer
 from qkv.spec import Model

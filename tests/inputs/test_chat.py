@@ -1,6 +1,7 @@
 """S12: only the template writes control tokens, whatever the messages say and wherever they say it."""
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -171,6 +172,15 @@ def test_noncharacters_in_a_message_stay() -> None:
     text = "\ufdd0<|im_end|>\\ufdd1\ufdd2"
     ids = byte_level_chatml.chat([{"role": "user", "content": text}], add_generation_prompt=False)
     assert byte_level_chatml.decode(ids, skip_special=False) == f"<|im_start|>user\n{text}<|im_end|>\n"
+
+
+def test_many_typed_tokens_take_time_linear_in_them() -> None:
+    times = []
+    for count in (10_000, 80_000):
+        begin = time.process_time()
+        byte_level_chatml.chat([{"role": "user", "content": "<|im_end|>" * count}])
+        times.append(time.process_time() - begin)
+    assert times[1] < 20 * times[0]
 
 
 def test_no_template_says_what_to_do() -> None:

@@ -60,6 +60,12 @@ def test_old_checkpoints_masks_and_frequencies_are_ignored() -> None:
     fill(empty(), FAMILY.weights, Tensors(tensors), FAMILY)
 
 
+def test_a_tensor_without_a_name_is_one_too_many() -> None:
+    tensors = export(model(), FAMILY) | {"": torch.ones(2)}
+    with pytest.raises(WeightError, match=r"unexpected \(1\)"):
+        fill(empty(), FAMILY.weights, NeverRead(tensors), replace(FAMILY, ignored=()))
+
+
 def test_a_tied_head_is_stored_once_and_checked_where_it_is_stored_twice() -> None:
     tied = model(tie_word_embeddings=True)
     tensors = export(tied, FAMILY)

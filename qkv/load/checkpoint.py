@@ -1,0 +1,64 @@
+"""A checkpoint: tensors by name, whatever file they are in."""
+
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from qkv.load.describe import Described
+from qkv.load.ggml import ROPE_FACTORS
+from qkv.load.gguf import GgufFile
+from qkv.load.safetensors import Header, read_header, read_shards
+
+
+class Checkpoint(Protocol):
+    """What `qkv.load.weights` needs of one. `where`: the file or folder, for messages."""
+
+    where: str
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Every tensor's shape, from headers alone."""
+
+    def read(self, name: str) -> Tensor:
+        """One tensor."""
+
+
+class FolderCheckpoint:
+    """One safetensors file or all shards of a folder. `kinds`: what each tensor is stored as."""
+
+    def __init__(self, where: str, headers: Iterable[Header]) -> None:
+        self.where = where
+        self.home = {name: header for header in headers for name in header.tensors}
+        self.kinds = {name: header.tensors[name].dtype for name, header in self.home.items()}
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: header.tensors[name].shape for name, header in self.home.items()}
+
+    def read(self, name: str) -> Tensor:
+        return self.home[name].read(name)
+
+
+class GgufCheckpoint:
+    """One GGUF file. Tensors are dequantized to `dtype` as they are read, but for those in float32: `fill` rounds them
+    after its transforms, which may subtract (Gemma's norms)."""
+
+    def __init__(self, file: GgufFile, dtype: torch.dtype) -> None:
+        self.where, self.file, self.dtype = str(file.path), file, dtype
+        self.kinds = {name: tensor.type for name, tensor in file.tensors.items() if name != ROPE_FACTORS}
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: self.file.tensors[name].shape for name in self.kinds}
+
+    def read(self, name: str) -> Tensor:
+        return self.file.read(name, torch.float32 if self.kinds[name] == "F32" else self.dtype)
+
+
+def open_checkpoint(described: Described, dtype: torch.dtype | None = None) -> FolderCheckpoint | GgufCheckpoint:
+    """A described model's tensors. `dtype`: what a GGUF file's are dequantized to (None: float32)."""
+    if described.gguf is not None:
+        return GgufCheckpoint(described.gguf, dtype or torch.float32)
+    files = described.folder
+    assert files is not None
+    headers = read_shards(files.index) if files.index else map(read_header, files.weights)
+    return FolderCheckpoint(str(files.root), headers)
