@@ -27,7 +27,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LOADS = {
     "qkv": "import sys, time, torch; from qkv.model import load; t = time.perf_counter(); load(sys.argv[1]);"
     "print(time.perf_counter() - t)",
-    "transformers": "import sys, time, torch, os; from transformers import AutoModelForCausalLM as A, AutoTokenizer as T;"
+    "transformers": "import sys, time, torch, os;"
+    "from transformers import AutoModelForCausalLM as A, AutoTokenizer as T;"
     "t = time.perf_counter(); d, f = os.path.split(sys.argv[1]);"
     "A.from_pretrained(d, gguf_file=f, dtype=torch.float32); T.from_pretrained(d, gguf_file=f);"
     "print(time.perf_counter() - t)",
@@ -64,9 +65,7 @@ class Transformers:
         self.past = None
 
     def step(self, ids: list[int]) -> int:
-        out = self.model(
-            torch.tensor([ids]), past_key_values=self.past, use_cache=True, logits_to_keep=1
-        )
+        out = self.model(torch.tensor([ids]), past_key_values=self.past, use_cache=True, logits_to_keep=1)
         self.past = out.past_key_values
         return int(out.logits[0, -1].argmax())
 
@@ -99,9 +98,7 @@ def measure(engines: dict[str, Any], lengths: list[int], tokens: int, rounds: in
                     rates[name][f"prefill {n} tok/s"].append(n / prefill)
                     rates[name][f"decode at {n} tok/s"].append(1 / step)
         print(f"round {round_}/{rounds}", file=sys.stderr)
-    same = {
-        f"{n} tokens, float32": chosen["qkv float32", n] == chosen["transformers float32", n] for n in lengths
-    }
+    same = {f"{n} tokens, float32": chosen["qkv float32", n] == chosen["transformers float32", n] for n in lengths}
     return {"rates": {e: {k: spread(v) for k, v in r.items()} for e, r in rates.items()}, "same tokens": same}
 
 
@@ -127,7 +124,7 @@ def main() -> None:
     pin(args.threads)
     load_before = quiet()
     path = str(resolve(args.model).path)
-    best: dict[str, float] = {"read GB/s": read_bandwidth(), **{f"{d} GFLOP/s": gemm_peak(t) for d, t in DTYPES.items()}}
+    best = {"read GB/s": read_bandwidth(), **{f"{d} GFLOP/s": gemm_peak(t) for d, t in DTYPES.items()}}
     result: dict[str, Any] = {"machine": describe(args.threads), "load": load_before, "best": best}
     result["load seconds"] = load_times(path, args.rounds)
     makers: dict[str, Callable[[str, torch.dtype], Any]] = {"qkv": Qkv, "transformers": Transformers}

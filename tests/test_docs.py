@@ -77,15 +77,14 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     """The current folder for a page. What it sets in torch is set back, and its own parts are forgotten."""
     monkeypatch.chdir(tmp_path)
     matplotlib.use("Agg")
-    threads = torch.get_num_threads()
+    threads, kinds, modules = torch.get_num_threads(), dict(Part.kinds), dict(MODULES)
     with torch.random.fork_rng(), torch.enable_grad():
         yield tmp_path
     torch.set_num_threads(threads)
     pyplot.close("all")
-    for name, kind in list(Part.kinds.items()):
-        if kind.__module__ == "__main__":
-            del Part.kinds[name]
-            MODULES.pop(kind, None)
+    for registry, before in ((Part.kinds, kinds), (MODULES, modules)):
+        registry.clear()
+        registry.update(before)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

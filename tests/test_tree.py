@@ -16,6 +16,16 @@ ELSEWHERE = {  # modules whose test has another name
     "__main__.py": "cli/test_app.py",
     "errors.py": "test_tree.py",
     "part.py": "test_spec.py",
+    "cli/answer.py": "cli/test_generate.py",
+    "cli/health.py": "cli/test_verify.py",
+    "inputs/folder.py": "inputs/test_text.py",
+    "inputs/regexes.py": "inputs/test_guard.py",
+    "inputs/sandbox.py": "inputs/test_template.py",
+    "cli/answer.py": "cli/test_generate.py",
+    "cli/health.py": "cli/test_verify.py",
+    "inputs/folder.py": "inputs/test_text.py",
+    "inputs/regexes.py": "inputs/test_guard.py",
+    "inputs/sandbox.py": "inputs/test_template.py",
 }
 
 

@@ -98,9 +98,7 @@ def _try(patient: Patient, health: Health) -> None:
         model, tokenizer, _, notes = load_model(patient.described.source.path, Transformer)
         health.checks.append("nothing missing, nothing left over, every shape fits")
         health.notes += [text for text in notes if text not in health.notes]
-        if tokenizer is None:
-            health.notes.append("no tokenizer.json, so it takes ids and no text")
-        else:
+        if tokenizer is not None:
             health.checks.append(
                 f"the tokenizer's {tokenizer.vocab_size:,} ids fit the embedding's {spec.vocab:,} rows"
             )

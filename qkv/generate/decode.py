@@ -6,7 +6,7 @@ ones already answer, and whoever is finished leaves the batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import accumulate
 from time import perf_counter
@@ -37,7 +37,7 @@ class End:
     seed: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Step:
     """One token of one prompt (`index`), and the text that can be shown now that it is there. `end` on the last."""
 
@@ -137,20 +137,29 @@ def _run(model: Transformer, rows: list[_Row], cache: Cache, chunk: int) -> Iter
         logits = _read(model, [row.take(n) for row, n in zip(rows, counts, strict=True)], cache, ready)
         read += traffic.step(cache.lengths)
         prefilled = spent + perf_counter() - start
-        steps, going = [], set(range(len(rows)))
-        for i, line in zip(ready, logits, strict=True):
+        steps = []
+        for place, i in enumerate(ready):
             row = rows[i]
-            choice, text, reason = row.go_on(line)
-            now = _Moment(prefilled, spent + perf_counter() - start, read)
-            row.first = row.first or now
-            if reason is not None:
-                going.remove(i)
-            steps.append(Step(row.index, choice, text, _end(model, row, reason, now) if reason is not None else None))
-        if 0 < len(going) < len(rows):
-            cache.select(sorted(going))
-        rows = [rows[i] for i in sorted(going)]
+            choice, text, reason = row.go_on(logits[place])
+            end = None
+            if row.first is None or reason is not None:
+                now = _Moment(prefilled, spent + perf_counter() - start, read)
+                row.first = row.first or now
+                end = _end(model, row, reason, now) if reason is not None else None
+            steps.append(Step(row.index, choice, text, end))
+        rows = _leave(rows, {step.index for step in steps if step.end is not None}, cache)
         spent += perf_counter() - start
         yield from steps
+
+
+def _leave(rows: list[_Row], finished: set[int], cache: Cache) -> list[_Row]:
+    """The rows that go on, and only they in the cache; once all are finished it stays as it is."""
+    if not finished:
+        return rows
+    going = [i for i, row in enumerate(rows) if row.index not in finished]
+    if going:
+        cache.select(going)
+    return [rows[i] for i in going]
 
 
 def _end(model: Transformer, row: _Row, reason: FinishReason, now: _Moment) -> End:
@@ -188,7 +197,7 @@ def _read(model: Transformer, chunks: list[list[int]], cache: Cache, ready: list
     lengths, device = [len(chunk) for chunk in chunks], model.device
     batch = Batch(lengths, cache.starts(lengths), device)
     stream = torch.tensor([i for chunk in chunks for i in chunk], device=device)
-    with _evaluating(model):
+    with _evaluating(model) if model.training else nullcontext():
         states = model.states(stream, batch, cache)
         if len(ready) < len(states):
             ends = list(accumulate(lengths))
@@ -198,8 +207,8 @@ def _read(model: Transformer, chunks: list[list[int]], cache: Cache, ready: list
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """No dropout inside, whatever mode the model is in."""
-    training = [module for module in model.modules() if module.training] if model.training else []
+    """No dropout inside, though the model is in training mode; afterwards each part is in the mode it was in."""
+    training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False
     try:

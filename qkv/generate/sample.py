@@ -16,7 +16,7 @@ from qkv.errors import WeightError
 from qkv.generate.settings import Settings
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Choice:
     """A token, its log-probability by the model itself, and the likeliest ids with theirs, best first."""
 

@@ -75,7 +75,7 @@ class Backend:
 
     def json(self) -> str:
         """What goes into tokenizer.json."""
-        with native("the tokenizer can't be written as JSON"):
+        with native("the tokenizer can't be written as JSON"), self._lock:
             return str(self.raw.to_str(pretty=True))
 
     def _run(self, texts: Sequence[str], middle: bool) -> list[Encoding]:

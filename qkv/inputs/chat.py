@@ -10,20 +10,18 @@ What this can't see: a template that puts its own text around a user's string to
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer, models
 
 from qkv.errors import InputError
 from qkv.inputs.backend import check_text
 
 # Unicode, section 23.7: U+FDD0..U+FDEF are noncharacters, "intended for process-internal use".
 _NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
-# White_Space as Rust's regex crate has it; str.strip() would also take U+001C to U+001F.
-_SPACES = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -50,17 +48,16 @@ class Controls:
     """The added tokens of a tokenizer: `mark` finds the user's, `split` cuts a rendered text at the others."""
 
     def __init__(self, added: Mapping[int, AddedToken]) -> None:
+        self._ids = {token.content: id for id, token in added.items()}
         self.ids = {token.content: id for id, token in added.items() if token.special}
-        self._typed = re.compile(_any_of(self.ids), re.IGNORECASE)  # a template may change the case
-        long = [content.lower() for content in self.ids if len(content) > 1]
+        self._find = _finder(added.values())
+        special = sorted({_lower(content) for content in self.ids})  # a template may change the case
+        self._find_typed = _finder([AddedToken(content, normalized=False) for content in special])
+        self._first = {content[0] for content in special}
         # Only pieces with punctuation: a word like "system" may well be the beginning of a token, and is no threat.
-        self._starts = {s[:n] for s in long for n in range(1, len(s)) if not s[:n].isalnum()}
-        self._ends = {s[n:] for s in long for n in range(1, len(s)) if not s[n:].isalnum()}
-        self._longest = max(map(len, long), default=0)
-        # Other added tokens are the encoder's to find, unless one hides a special token. Those marked `normalized` have
-        # their turn after the others.
-        cutting = {id: token for id, token in added.items() if token.special or _overlaps(token.content, self.ids)}
-        self._turns = [_Cut({id: t for id, t in cutting.items() if t.normalized == turn}) for turn in (False, True)]
+        self._starts = {s[:n] for s in special for n in range(1, len(s)) if not s[:n].isalnum()}
+        self._ends = {s[n:] for s in special for n in range(1, len(s)) if not s[n:].isalnum()}
+        self._longest = max(map(len, special), default=0)
 
     def mark(self, variables: Mapping[str, Any], template: str) -> Marked:
         """JSON-ready variables with a mark in every special string.
@@ -68,9 +65,8 @@ class Controls:
         Raises InputError for what a template can't get: types that JSON doesn't have, invalid Unicode.
         """
         plain = {name: _plain(value, name) for name, value in variables.items()}
-        text = json.dumps(plain, ensure_ascii=False) + template
-        lower = text.lower()
-        free = [c for c in _NONCHARACTERS if not any(form in lower for form in (c, *_escapes(c)))]
+        text = (json.dumps(plain, ensure_ascii=False) + template).lower()
+        free = [c for c in _NONCHARACTERS if not any(form in text for form in (c, *_escapes(c)))]
         if len(free) < 2:
             raise InputError("the messages use Unicode's noncharacters, U+FDD0 to U+FDEF; take them out")
         marked = Marked({}, *free[:2])
@@ -81,74 +77,82 @@ class Controls:
     def _mark(self, value: Any, key: str, marked: Marked) -> Any:
         if isinstance(value, str):
             compared = key in ("role", "type") and _NAME.fullmatch(value)  # templates compare these with words
-            return value if compared else self._mark_text(value, marked, ends=True)
+            return value if compared else self._mark_text(self._mark_ends(value, marked), marked)
         if isinstance(value, dict):
             return {self._mark_text(k, marked): self._mark(item, k, marked) for k, item in value.items()}
         if isinstance(value, list):
             return [self._mark(item, key, marked) for item in value]
         return value
 
-    def _mark_text(self, text: str, marked: Marked, ends: bool = False) -> str:
-        places: set[tuple[int, str]] = set()
-        for match in self._typed.finditer(text):
-            short = len(match[0]) == 1
-            places.add((match.start(), marked.before) if short else (match.start() + 1, marked.inside))
+    def _mark_text(self, text: str, marked: Marked) -> str:
+        """Break every special string; again, until none is left that overlapped with another."""
+        lower = _lower(text)
+        while not self._first.isdisjoint(lower):
+            places = []
+            for start, end, _ in self._find_typed(lower):
+                if end - start > 1:
+                    places.append((start + 1, marked.inside))
+                elif lower[start - 1 : start] != marked.before:
+                    places.append((start, marked.before))
+            if not places:
+                break
+            text = _insert(text, places)
+            lower = _lower(text)
+        return text
+
+    def _mark_ends(self, text: str, marked: Marked) -> str:
+        """A token may also begin in one string and end in the next one."""
         inner = text.strip()
         first, last = len(text) - len(text.lstrip()), len(text.rstrip())
-        # A token may also begin in one string and end in the next one.
-        for n in range(1, min(self._longest, len(inner) + 1) if ends else 0):
+        places = set()
+        for n in range(1, min(self._longest, len(inner) + 1)):
             if inner[-n:].lower() in self._starts:
                 places.add((last - n + 1, marked.inside))
             if inner[:n].lower() in self._ends:
                 places.add((first + n - 1, marked.inside))
-        pieces, start = [], 0
-        for place, mark in sorted(places):
-            pieces += [text[start:place], mark]
-            start = place
-        return "".join([*pieces, text[start:]])
+        return _insert(text, sorted(places))
 
     def split(self, restored: str, marked: Marked) -> list[int | str]:
-        """A rendered and restored text as the template's control tokens (ids) and the texts between, in order."""
-        parts: list[int | str] = [restored]
-        for cut in self._turns:
-            parts = [piece for part in parts for piece in (cut(part) if isinstance(part, str) else [part])]
-        parts = [marked.remove(part) if isinstance(part, str) else part for part in parts]
-        return [part for part in parts if part != ""]
+        """A rendered and restored text as added tokens (ids) and the texts between them, in order.
 
-
-class _Cut:
-    """Finds added tokens as the tokenizers library does: the leftmost longest, with the spaces that a token claims."""
-
-    def __init__(self, tokens: Mapping[int, AddedToken]) -> None:
-        self._tokens = sorted(tokens.items(), key=lambda item: len(item[1].content), reverse=True)
-        self._pattern = re.compile("|".join(_pattern(token) for _, token in self._tokens) or "(?!)")
-
-    def __call__(self, text: str) -> list[int | str]:
+        Special tokens among these are the template's. Others, such as `<think>`, are tokens whoever wrote them.
+        """
         parts: list[int | str] = []
-        start = 0
-        while match := self._pattern.search(text, start):
-            id, token = self._tokens[(match.lastindex or 0) - 1]
-            before, start = text[start : match.start()], match.end()
-            parts += [before.rstrip(_SPACES) if token.lstrip else before, id]
-            while token.rstrip and start < len(text) and text[start] in _SPACES:
-                start += 1
-        return [*parts, text[start:]]
+        at = 0
+        for start, end, content in self._find(restored):
+            if len(content) == 1 and restored.endswith(marked.before, 0, restored.index(content, start)):
+                continue
+            parts += [marked.remove(restored[at:start]), self._ids[content]]
+            at = end
+        return [part for part in (*parts, marked.remove(restored[at:])) if part != ""]
 
 
-def _pattern(token: AddedToken) -> str:
-    content = re.escape(token.content)
-    if len(token.content) == 1:
-        content = f"(?<![{_NONCHARACTERS[0]}-{_NONCHARACTERS[-1]}]){content}"
-    return rf"(?<!\w)({content})(?!\w)" if token.single_word else f"({content})"
+def _finder(tokens: Iterable[AddedToken]) -> Callable[[str], list[tuple[int, int, str]]]:
+    """Finds added tokens as the library does: start, end (with the spaces that a token claims), and the token."""
+    raw = Tokenizer(models.BPE())  # an empty vocabulary: nothing but the added tokens comes out
+    raw.add_tokens(list(tokens))
+
+    def find(text: str) -> list[tuple[int, int, str]]:
+        encoding = raw.encode(text, add_special_tokens=False)
+        return [(*span, str(raw.id_to_token(id))) for span, id in zip(encoding.offsets, encoding.ids, strict=True)]
+
+    return find
 
 
-def _any_of(strings: Collection[str]) -> str:
-    return "|".join(map(re.escape, sorted(strings, key=len, reverse=True))) or "(?!)"
+def _lower(text: str) -> str:
+    """Lower case, with every character in its place."""
+    lower = text.lower()
+    if len(lower) == len(text):
+        return lower
+    return "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
 
 
-def _overlaps(content: str, special: Collection[str]) -> bool:
-    """Whether finding `content` in a text can hide a special token there."""
-    return any(s in content or any(s.startswith(content[n:]) for n in range(1, len(content))) for s in special)
+def _insert(text: str, places: Iterable[tuple[int, str]]) -> str:
+    pieces, start = [], 0
+    for place, mark in places:
+        pieces += [text[start:place], mark]
+        start = place
+    return "".join([*pieces, text[start:]])
 
 
 def _escapes(character: str) -> tuple[str, str]:

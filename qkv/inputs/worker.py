@@ -91,7 +91,7 @@ class Worker:
             start_new_session=True,  # a Ctrl-C in the terminal is for the parent alone
         )
         self._owner, self._ready = os.getpid(), False
-        self._finalizer = weakref.finalize(self, _end, self._process, self._owner)
+        self._finalizer = weakref.finalize(self, _end, self._process)
         return self._process
 
     def _stop(self) -> None:
@@ -100,10 +100,9 @@ class Worker:
         self._process, self._ready = None, False
 
 
-def _end(process: subprocess.Popen[bytes], owner: int) -> None:
-    if owner == os.getpid():  # after a fork the process still serves the one who started it
-        process.kill()
-        process.wait()
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()  # in a fork of its parent this does nothing: the process is no child of the fork's
+    process.wait()
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             pipe.close()

@@ -47,7 +47,7 @@ def attend(
 ) -> Tensor:
     """softmax(q kᵀ · scale + bias) v over the keys that the mask allows: q [T, H, D] → [T, H, D]."""
     q_BHQD = batch.grid(q).transpose(1, 2)
-    plainly = mask.plainly(batch.starts[0], batch.lengths[0]) if keys.in_order and batch.aligned else None
+    plainly = mask.plainly(batch.starts[0], batch.lengths[0]) if keys.in_order else None
     bias = batch.once(("bias", position.shared_as, keys.layout), lambda: position.bias(batch, keys.positions()))
     allowed = None
     if plainly is None or (plainly == "lower triangle" and (bias is not None or softcap is not None)):

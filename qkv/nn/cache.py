@@ -46,7 +46,7 @@ class Stream(Storage):
             return torch.where(columns < lengths, starts + columns, -1)
 
         k, v = batch.grid(k).transpose(1, 2), batch.grid(v).transpose(1, 2)
-        return Keys(k, v, lambda: batch.once("stream", positions), "stream", batch.equal)
+        return Keys(k, v, lambda: batch.once("stream", positions), "stream", batch.aligned and batch.starts[0] == 0)
 
     def select(self, rows: Sequence[int]) -> None:
         """Nothing is held."""

@@ -87,7 +87,6 @@ class Rotary(Relative):
     def __init__(self, position: spec.Rotary, heads: int, head_dim: int) -> None:
         super().__init__()
         self.spec, self.dims = position, position.dims or head_dim
-        self.pairs, self.axis = ((-1, 2), -1) if position.interleaved else ((2, -1), -2)
 
     def turn(self, q: Tensor, k: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         cos, sin = batch.once((self.spec, self.dims, q.dtype), lambda: self.table(batch, q.dtype))
@@ -98,7 +97,8 @@ class Rotary(Relative):
         frequencies, attention = self.frequencies(batch)
         angles = batch.positions[:, None].float() * frequencies
         cos, sin = angles.cos() * attention, angles.sin() * attention
-        cos, sin = (torch.stack(pair, self.axis).flatten(-2) for pair in ((cos, cos), (-sin, sin)))
+        side = -1 if self.spec.interleaved else -2  # (a, b) next to each other, or in the two halves
+        cos, sin = (torch.stack(pair, side).flatten(-2) for pair in ((cos, cos), (-sin, sin)))
         return cos.to(dtype)[:, None], sin.to(dtype)[:, None]
 
     def frequencies(self, batch: Batch) -> tuple[Tensor, float]:
@@ -110,8 +110,13 @@ class Rotary(Relative):
         """Each pair (a, b) of x's first `dims` numbers becomes (a·cos − b·sin, b·cos + a·sin)."""
         if self.dims < x.shape[-1]:
             return torch.cat((self.rotate(x[..., : self.dims], cos, sin), x[..., self.dims :]), -1)
-        partner = x.reshape(*x.shape[:-1], *self.pairs).flip(self.axis).reshape(x.shape)
-        return x * cos + partner * sin
+        return x * cos + self.partner(x) * sin
+
+    def partner(self, x: Tensor) -> Tensor:
+        """The other number of each one's pair."""
+        if self.spec.interleaved:
+            return x.reshape(*x.shape[:-1], -1, 2).flip(-1).reshape(x.shape)
+        return x.roll(self.dims // 2, -1)
 
 
 @implements(spec.Alibi)

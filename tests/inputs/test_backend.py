@@ -26,6 +26,13 @@ def test_no_special_token_comes_out_of_a_text(kind: str, tokenizers: dict[str, T
     assert len(framed) == len(ids) + len(added)
 
 
+def test_a_typed_special_token_is_cut_like_any_text() -> None:
+    raw = library.Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")], unk_token="a"))
+    raw.add_special_tokens(["aba"])
+    assert raw.encode("aba").ids == [3]
+    assert Backend(raw).encode(["aba"]) == [[2, 0]]
+
+
 def test_unigram_and_word_models_hold_their_special_tokens_as_words(tokenizers: dict[str, Tokenizer]) -> None:
     """What the cut in `Backend` is for: the library gives the special id here, `encode_special_tokens` or not."""
     raw = library.Tokenizer.from_str(tokenizers["unigram"]._raw.to_str())
@@ -144,6 +151,7 @@ def test_one_lock_for_both_ways_to_begin() -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+    assert '"first"' in backend.json()
 
 
 def isolated(raw: library.Tokenizer) -> Isolated:

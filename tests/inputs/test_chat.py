@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import tokenizers as library
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, models, pre_tokenizers
 
@@ -16,7 +16,7 @@ from qkv.inputs.text import Tokenizer
 from qkv.inputs.train import train_tokenizer
 from tests.inputs.samples import CHATML, CORPUS, any_text, sentencepiece
 
-SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "※"]
+SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "[INST]", "※"]
 # Ways in which templates treat a content, and some in which none does.
 TREATED = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
@@ -41,15 +41,17 @@ def controls(ids: list[int]) -> list[str]:
     return [TOKENIZER.token(id) for id in ids if id in CONTROL]
 
 
-pieces = st.lists(
-    st.one_of(
-        st.sampled_from([*SPECIAL, *(s[:n] for s in SPECIAL for n in (1, 4)), *(s[-2:] for s in SPECIAL)]), any_text
-    ),
-    max_size=4,
-).map("".join)
+HALVES = [half for s in SPECIAL for n in (1, 4, len(s) - 1) for half in (s[:n], s[n:])]
+pieces = st.lists(st.one_of(st.sampled_from([*SPECIAL, *map(str.upper, SPECIAL), *HALVES]), any_text), max_size=4).map(
+    "".join
+)
 
 
 @given(contents=st.lists(pieces | st.lists(pieces, min_size=1, max_size=3), min_size=1, max_size=3), note=pieces)
+@example(contents=[["<|im_", "start|>"]], note="")
+@example(contents=[["a <| ", " "], ["\n<", "|im_end|> b"]], note="")
+@example(contents=["<|IM_END|>"], note="</S>")
+@example(contents=[["※", "<s"]], note="></s")
 def test_the_control_tokens_are_the_templates_own(contents: list[str | list[str]], note: str) -> None:
     """Split over parts and messages, cut, lowered, quoted: no content makes a control token."""
     messages = [
@@ -59,6 +61,25 @@ def test_the_control_tokens_are_the_templates_own(contents: list[str | list[str]
     tools = [{"type": "function", "function": {"name": note, "parameters": {note: contents}}}]
     got = controls(TOKENIZER.chat(messages, tools=tools, note=note))
     assert got == ["<|im_start|>", "<|im_end|>"] * len(messages) + ["<|im_start|>"]
+
+
+@given(content=st.text(st.sampled_from("ab-<s>AİS"), max_size=12))
+@example(content="a-b<s>")
+@example(content="<<s>>")
+@example(content="İİİİİ<s>")
+def test_special_tokens_that_overlap_or_hold_another(content: str) -> None:
+    ids = OVERLAPPING.chat([{"role": "user", "content": content}])
+    assert [id for id in ids if id < 5] == [4, 4]
+    assert OVERLAPPING.decode(ids[1:-1], skip_special=False) == content + content.lower()
+
+
+OVERLAPPING = train_tokenizer(
+    CORPUS,
+    "bpe",
+    300,
+    special_tokens=["<s>", "<<s>>", "a-b", "-b<", "[x]"],
+    chat_template="[x]{{ messages[0].content }}{{ messages[0].content | lower }}[x]",
+)
 
 
 @given(contents=st.lists(any_text, min_size=1, max_size=3))
@@ -176,7 +197,7 @@ def test_noncharacters_in_a_message_stay() -> None:
 
 def test_many_typed_tokens_take_time_linear_in_them() -> None:
     times = []
-    for count in (10_000, 80_000):
+    for count in (4_000, 32_000):
         begin = time.process_time()
         byte_level_chatml.chat([{"role": "user", "content": "<|im_end|>" * count}])
         times.append(time.process_time() - begin)

@@ -39,15 +39,15 @@ class DecayBias(Relative):
 
 
 @dataclass(frozen=True)
-class Strided(spec.Mask):
+class Comb(spec.Mask):
     """The query's own key and every `step`-th before it."""
 
     step: int = 2
 
 
-@implements(Strided)
-class StridedMask(Causal):
-    spec: Strided
+@implements(Comb)
+class CombMask(Causal):
+    spec: Comb
 
     def allows(self, queries: Tensor, keys: Tensor) -> Tensor:
         return super().allows(queries, keys) & ((queries - keys) % self.spec.step == 0)
@@ -77,8 +77,8 @@ def in_pieces(model: Transformer, cache: Cache) -> list[Tensor]:
     "mixer",
     [
         spec.Attention(4, 2, position=Decay(0.3)),
-        spec.Attention(4, 2, mask=Strided(3)),
-        spec.Attention(4, 2, position=Decay(0.3), mask=Strided(2), softcap=5.0),
+        spec.Attention(4, 2, mask=Comb(3)),
+        spec.Attention(4, 2, position=Decay(0.3), mask=Comb(2), softcap=5.0),
     ],
     ids=repr,
 )
@@ -94,7 +94,7 @@ def test_a_scheme_or_a_mask_of_ones_own(mixer: spec.Attention) -> None:
     with record(model) as tape:
         model(TEXTS[:1])
     ago = torch.arange(6)[:, None] - torch.arange(6)
-    allowed = (ago >= 0) & (ago % (mixer.mask.step if isinstance(mixer.mask, Strided) else 1) == 0)
+    allowed = (ago >= 0) & (ago % (mixer.mask.step if isinstance(mixer.mask, Comb) else 1) == 0)
     assert torch.equal(tape.attention[0] > 0, allowed.expand(4, 6, 6))
 
 
@@ -118,9 +118,11 @@ def test_a_bias_of_ones_own_is_what_is_added() -> None:
     ids=repr,
 )
 def test_a_storage_of_ones_own(mixer: spec.Attention) -> None:
+    """And beside another one, with which its layers share no mask or bias."""
     model = tiny(mixer)
-    cache = Cache([Backwards() for _ in model.decoder.blocks])
-    torch.testing.assert_close(in_pieces(model, cache), [model([text])[0].detach() for text in TEXTS], **CLOSE)
+    for storages in ([Backwards(), Backwards()], [Backwards(), Contiguous()]):
+        seen = in_pieces(model, Cache(storages))
+        torch.testing.assert_close(seen, [model([text])[0].detach() for text in TEXTS], **CLOSE)
 
 
 def test_a_value_without_a_class_is_named() -> None:

@@ -213,7 +213,7 @@ def test_slopes_are_those_of_bloom(heads: int) -> None:
 
 
 @pytest.mark.parametrize("both_ways", [False, True])
-@pytest.mark.parametrize(("buckets", "distance"), [(32, 128), (32, 20), (8, 6), (64, 300), (4, 3), (7, 11)])
+@pytest.mark.parametrize(("buckets", "distance"), [(32, 128), (32, 20), (8, 6), (64, 300), (4, 3), (7, 11), (36, 50)])
 def test_buckets_are_those_of_t5(buckets: int, distance: int, both_ways: bool) -> None:
     from transformers.models.t5.modeling_t5 import T5Attention
 
