@@ -24,20 +24,22 @@ from qkv.nn.stack import Transformer
 class Model(Transformer):
     """`Model(spec)` has fresh weights and no tokenizer; `qkv.load` fills in all of it.
 
-    `tokenizer`: None where there is none (ids still work). `generation`: what generation_config.json says.
+    `tokenizer`: None where there is none (ids still work). `generation`: what `generation_from` says of it
+    (generation_config.json; token ids alone, from config.json or a GGUF file, where there is none).
     `source`: where the weights came from. `notes`: what was out of the ordinary in loading, one sentence each."""
 
     def __init__(self, model: spec.Model) -> None:
         super().__init__(model)
         self.tokenizer: Tokenizer | None = None
         self.generation: Mapping[str, Any] = {}
+        self.generation_from = "generation_config.json"
         self.source: Source | None = None
         self.notes: tuple[str, ...] = ()
 
     def settings(self, **changes: Any) -> Settings:
         """What `generate` would use: generation_config.json under the changes, which are `generate`'s arguments."""
         eos = self.tokenizer.eos if self.tokenizer is not None else ()
-        return Settings.of(self.generation, eos=eos, **changes)
+        return Settings.of(self.generation, eos=eos, origin=self.generation_from, **changes)
 
     @overload
     def generate(self, prompts: str, *, stream: Literal[False] = False, **settings: Any) -> Generation: ...
@@ -78,7 +80,7 @@ def load(
     ConfigError, WeightError or TokenizerError, each naming the thing; a model is returned whole or not at all."""
     model, tokenizer, described, notes = load_model(ref, Model, dtype=dtype, device=device, progress=progress)
     model.tokenizer, model.generation, model.source = tokenizer, described.generation, described.source
-    model.notes = tuple(notes)
+    model.generation_from, model.notes = described.generation_from, tuple(notes)
     return model
 
 

@@ -104,13 +104,16 @@ class Settings:
         *,
         eos: Sequence[int] = (),
         without: Collection[str] = (),
+        origin: str = FILE,
         **changes: Any,
     ) -> "Settings":
         """What generation_config.json says, then `changes`, which win. `eos`: the tokenizer's, where the file has none.
+        `origin`: what to call the file where something else says it (config.json, a GGUF file).
 
         ConfigError: the file asks for something that changes the answer and isn't done here (beam search, n-gram
         blocking, …) or for something unknown; `without` names such keys to do without. InputError: a wrong change."""
         said, sources = read_generation_config(generation or {}, without)
+        sources = {name: source.replace(FILE, origin) for name, source in sources.items()}
         if eos and "stop_tokens" not in said:
             said["stop_tokens"], sources["stop_tokens"] = tuple(eos), "tokenizer"
         try:

@@ -18,13 +18,14 @@ from qkv.strict_json import read_json
 @dataclass(frozen=True)
 class Described:
     """A model without its weights. `generation`: generation_config.json, or what stands for it in config.json or a
-    GGUF file. Exactly one of `folder` and `gguf` is there."""
+    GGUF file (`generation_from` names it). Exactly one of `folder` and `gguf` is there."""
 
     source: Source
     family: Family
     spec: Model
     config: Mapping[str, Any]
     generation: Mapping[str, Any]
+    generation_from: str
     notes: tuple[str, ...] = ()
     folder: FolderFiles | None = None
     gguf: GgufFile | None = field(default=None, repr=False)
@@ -44,7 +45,7 @@ def describe(ref: str | Path, *, config_only: bool = True, progress: bool = True
     if source.kind == "gguf":
         file = read_gguf(source.path)
         family, config = gguf_config(file)
-        return Described(source, family, family.spec(config), config, token_ids(config), gguf=file)
+        return Described(source, family, family.spec(config), config, token_ids(config), "the GGUF file", gguf=file)
     if config_only and source.path.is_file() and source.path.suffix == ".json":
         return _of_config(source, read_json(source.path), None)
     files = folder_files(source.path, config_only=config_only)
@@ -55,11 +56,11 @@ def _of_config(source: Source, config: dict[str, Any], files: FolderFiles | None
     if "model_type" not in config:
         raise ConfigError(f"{source.path}: config.json has no 'model_type', so its family isn't known")
     family = find(config["model_type"])
-    generation = token_ids(config)
+    generation, said_by = token_ids(config), "config.json"
     if files is not None and files.generation_config is not None:
-        generation |= read_json(files.generation_config)
+        generation, said_by = generation | read_json(files.generation_config), "generation_config.json"
     notes = files.notes if files is not None else ()
-    return Described(source, family, family.spec(config), config, generation, notes, folder=files)
+    return Described(source, family, family.spec(config), config, generation, said_by, notes, folder=files)
 
 
 def token_ids(config: Mapping[str, Any]) -> dict[str, Any]:

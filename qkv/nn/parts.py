@@ -30,6 +30,8 @@ def implements(kind: type[Part]) -> Callable[[M], M]:
 
 def build(part: Part, *sizes: Any) -> Any:
     """The module for one value. ConfigError: nothing implements it."""
+    import qkv.nn.stack  # noqa: F401  (it imports, and so registers, every part of this folder; they import this file)
+
     module = MODULES.get(type(part))
     if module is None:
         raise ConfigError(f"no module implements {type(part).__name__}; register one with @qkv.nn.parts.implements")

@@ -116,3 +116,8 @@ def test_describe_says_what_is_in_force_and_who_said_so() -> None:
         "greedy (generation_config.json without do_sample); max_tokens 5 (given)"
     )
     assert Settings(temperature=0.5).describe() == "sampling: temperature 0.5 (given); max_tokens 256 (default)"
+
+
+def test_what_says_the_ends_is_named() -> None:
+    settings = Settings.of({"eos_token_id": 2}, origin="the GGUF file")
+    assert "stop_tokens 2 (the GGUF file)" in settings.describe()

@@ -1,5 +1,7 @@
 """A part of your own: one value, one class, and everything else works with it. (What CONTRIBUTING.md promises.)"""
 
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -132,3 +134,8 @@ def test_a_value_without_a_class_is_named() -> None:
 
     with pytest.raises(ConfigError, match=r"no module implements Nobodys.*@qkv\.nn\.parts\.implements"):
         Transformer(tiny_spec(Nobodys()))
+
+
+def test_build_knows_every_part_whatever_was_imported() -> None:
+    code = "from qkv import spec; from qkv.nn.parts import build; build(spec.LMHead(), 9, 4); build(spec.RMS(), 4)"
+    subprocess.run([sys.executable, "-c", code], check=True)
