@@ -21,11 +21,6 @@ ELSEWHERE = {  # modules whose test has another name
     "inputs/folder.py": "inputs/test_text.py",
     "inputs/regexes.py": "inputs/test_guard.py",
     "inputs/sandbox.py": "inputs/test_template.py",
-    "cli/answer.py": "cli/test_generate.py",
-    "cli/health.py": "cli/test_verify.py",
-    "inputs/folder.py": "inputs/test_text.py",
-    "inputs/regexes.py": "inputs/test_guard.py",
-    "inputs/sandbox.py": "inputs/test_template.py",
 }
 
 
