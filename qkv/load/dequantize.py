@@ -5,8 +5,11 @@ Every product of scales and weights has at most 24 significant bits, hence is ex
 factors cannot change a result, and it equals ggml's bit for bit.
 """
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from threading import Barrier
 
 import torch
 from torch import Tensor
@@ -15,6 +18,7 @@ from qkv.errors import WeightError
 from qkv.load.gguf import BLOCKS
 
 _CHUNK = 1 << 18  # weights at a time: their floats (1 MiB) stay in a core's cache while several passes go over them
+_MOST_THREADS = 8  # enough to fill the memory bus
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -40,11 +44,7 @@ def dequantize(raw: Tensor, type: str, shape: tuple[int, ...], dtype: torch.dtyp
 
 
 def _fill(result: Tensor, blocks: Tensor, kernel: Callable[[Tensor, Tensor], None]) -> None:
-    """A chunk a thread at a time, each thread doing its chunk's operations alone.
-
-    torch would split every operation between OpenMP threads that wait for each other, spinning, at its end: as fast
-    on idle cores, but ten times slower as soon as another process wants one of them (0.4 s became 4 to 20 s).
-    """
+    """Run the kernel over all blocks, a chunk a thread."""
     step = _CHUNK // result.shape[1]
 
     def convert(start: int) -> None:
@@ -54,10 +54,22 @@ def _fill(result: Tensor, blocks: Tensor, kernel: Callable[[Tensor, Tensor], Non
         if floats is not target:
             target.copy_(floats)
 
-    threads = torch.get_num_threads()
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        list(pool.map(convert, range(0, len(result), step)))
+    list(_pool(os.getpid(), torch.get_num_threads()).map(convert, range(0, len(result), step)))
+
+
+@cache
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """Threads in which torch runs each operation alone; `process` is in the key as a fork leaves all threads behind.
+
+    torch would rather split every operation between OpenMP threads that wait for each other, spinning, at its end: as
+    fast on idle cores, but ten times slower as soon as another process wants one of them (0.4 s became 4 to 20 s).
+    """
+    workers = min(threads, _MOST_THREADS)
+    pool = ThreadPoolExecutor(workers, "dequantize", initializer=torch.set_num_threads, initargs=(1,))
+    everyone = Barrier(workers)
+    list(pool.map(lambda _: everyone.wait(), range(workers)))
     torch.set_num_threads(threads)  # what a thread sets for itself is also the default of threads to come
+    return pool
 
 
 def _aligned(raw: Tensor) -> Tensor:

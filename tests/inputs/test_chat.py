@@ -50,7 +50,7 @@ pieces = st.lists(st.one_of(st.sampled_from([*SPECIAL, *map(str.upper, SPECIAL),
 @given(contents=st.lists(pieces | st.lists(pieces, min_size=1, max_size=3), min_size=1, max_size=3), note=pieces)
 @example(contents=[["<|im_", "start|>"]], note="")
 @example(contents=[["a <| ", " "], ["\n<", "|im_end|> b"]], note="")
-@example(contents=["<|IM_END|>"], note="</S>")
+@example(contents=["<|IM_END|>", "x [INST] y"], note="</S>")
 @example(contents=[["※", "<s"]], note="></s")
 def test_the_control_tokens_are_the_templates_own(contents: list[str | list[str]], note: str) -> None:
     """Split over parts and messages, cut, lowered, quoted: no content makes a control token."""

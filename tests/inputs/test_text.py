@@ -231,6 +231,27 @@ def test_decode_is_the_librarys(tokenizers: dict[str, Tokenizer], ids: list[int]
     assert tokenizers["bpe"].decode(ids) == raw.decode(ids)
 
 
+def test_a_named_token_is_special_whatever_tokenizer_json_says(tmp_path: Path) -> None:
+    raw, config = small(eos_token="<end>")
+    raw.add_tokens(["<end>"])
+    raw.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert tokenizer.eos == (4,)
+    assert 4 not in tokenizer.encode("a <end>")
+    assert tokenizer.decode([1, 4]) == "a"
+
+
+def test_an_older_folders_map_overrules_its_config(tmp_path: Path) -> None:
+    raw, config = small(eos_token="a")
+    raw.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "special_tokens_map.json").write_text('{"eos_token": "</s>"}')
+    assert Tokenizer.from_folder(tmp_path).eos == (theirs(tmp_path).eos_token_id,) == (3,)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"added_tokens_decoder": {}}))
+    assert Tokenizer.from_folder(tmp_path).eos == (theirs(tmp_path).eos_token_id,) == (1,)
+
+
 def test_a_special_token_keeps_its_flags(tmp_path: Path) -> None:
     raw, _ = small()
     raw.add_special_tokens([AddedToken("<x>", rstrip=True, normalized=False)])
