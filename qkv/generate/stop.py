@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from qkv.errors import InputError
+
 
 class Decoder(Protocol):
     """Tokens to text, one at a time: "" while a character's bytes are still incomplete."""
@@ -24,7 +26,12 @@ class Text:
 
     def push(self, token: int) -> str:
         """What can be shown now that the token is there. `stopped` is then true if a stop text was completed."""
-        return self._show(self.decoder.push(token)) if self.decoder is not None else ""
+        if self.decoder is None:
+            return ""
+        try:
+            return self._show(self.decoder.push(token))
+        except InputError:  # a padding row of the embedding: a token without text, as transformers decodes it too
+            return ""
 
     def finish(self) -> str:
         """No more tokens come: what was held back, an incomplete character as U+FFFD."""

@@ -17,8 +17,9 @@ from qkv.strict_json import read_json
 
 @dataclass(frozen=True)
 class Described:
-    """A model without its weights. `generation`: generation_config.json, or what stands for it in config.json or a
-    GGUF file (`generation_from` names it). Exactly one of `folder` and `gguf` is there."""
+    """A model without its weights. `generation`: generation_config.json over the token ids of config.json, and
+    `generation_from` which of them there were (a GGUF file has neither, its tokenizer knows where a text ends). Exactly
+    one of `folder` and `gguf` is there."""
 
     source: Source
     family: Family
@@ -45,7 +46,7 @@ def describe(ref: str | Path, *, config_only: bool = True, progress: bool = True
     if source.kind == "gguf":
         file = read_gguf(source.path)
         family, config = gguf_config(file)
-        return Described(source, family, family.spec(config), config, token_ids(config), "the GGUF file", gguf=file)
+        return Described(source, family, family.spec(config), config, {}, "the GGUF file", gguf=file)
     if config_only and source.path.is_file() and source.path.suffix == ".json":
         return _of_config(source, read_json(source.path), None)
     files = folder_files(source.path, config_only=config_only)

@@ -72,7 +72,7 @@ def save_model(
     if (target / "config.json").exists() or any(target.glob("*.safetensors*")):
         raise InputError(f"{target} already holds a model; choose another folder or remove it first")
     target.mkdir(parents=True, exist_ok=True)
-    generation = dict(generation or {})
+    generation = {**_tokenizer_ids(tokenizer), **(generation or {})}
     save_sharded(target, export(model, family), max_shard_bytes)
     if tokenizer is not None:
         tokenizer.save(target)
@@ -81,6 +81,15 @@ def save_model(
     dtype = str(model.dtype).removeprefix("torch.")
     write_json(target / "config.json", {**config, **token_ids(generation), "torch_dtype": dtype})
     return target
+
+
+def _tokenizer_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """The special tokens that a tokenizer knows, as a generation config says them (tokenizer files hold one eos)."""
+    if tokenizer is None:
+        return {}
+    ends = list(tokenizer.eos)
+    ids = {"bos_token_id": tokenizer.bos, "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
+    return {name: id for name, id in {**ids, "pad_token_id": tokenizer.pad}.items() if id is not None}
 
 
 def _no_tokenizer(described: Described) -> str:

@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qkv.errors import InputError
 from qkv.generate.stop import Text
 from tests.generate.tiny import ByteStream
 
@@ -88,3 +89,17 @@ def test_the_end_shows_what_was_incomplete() -> None:
 def test_without_a_decoder_the_text_is_empty() -> None:
     text = Text(None, [])
     assert (text.push(3), text.finish(), text.stopped) == ("", "", False)
+
+
+def test_a_token_without_text_shows_nothing_and_the_answer_goes_on() -> None:
+    class Padded:
+        def push(self, token: int) -> str:
+            if token > 9:
+                raise InputError("no token has this id")
+            return str(token)
+
+        def finish(self) -> str:
+            return ""
+
+    text = Text(Padded(), [])
+    assert [text.push(i) for i in (1, 12, 2)] == ["1", "", "2"]

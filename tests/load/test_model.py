@@ -16,6 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import qkv
 from qkv.errors import ConfigError, CorruptFile, InputError, NotFound, UnsafeFile, WeightError
 from qkv.families.llama import FAMILY
+from qkv.inputs.text import Tokenizer
+from qkv.inputs.train import train_tokenizer
 from tests.load.hostile import confined
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
@@ -295,3 +297,15 @@ def test_l15_tied_config_and_untied_weights(tiny: Path) -> None:
 def test_l24_nan_loads(tiny: Path) -> None:
     edit(tiny, lambda t: t[Q].view(-1)[:3].fill_(float("nan")))
     assert sum(int(p.isnan().sum()) for p in qkv.load(tiny).parameters()) == 3
+
+
+def test_all_ends_of_a_text_are_saved(tiny: Path, tmp_path: Path) -> None:
+    model = qkv.load(tiny)
+    made = train_tokenizer(["some text to learn from, and more of it"] * 4, "char", special_tokens=["<a>", "<b>"])
+    made.save(tiny)
+    raw = Tokenizer.from_folder(tiny)
+    model.tokenizer, model.generation = raw, {"eos_token_id": [raw.id("<a>"), raw.id("<b>")]}
+    qkv.save(model, tmp_path / "ends")
+    again = qkv.load(tmp_path / "ends")
+    assert again.settings().stop_tokens == (raw.id("<a>"), raw.id("<b>"))
+    assert json.loads((tmp_path / "ends" / "config.json").read_text())["eos_token_id"] == [raw.id("<a>"), raw.id("<b>")]
