@@ -5,11 +5,7 @@ Every product of scales and weights has at most 24 significant bits, hence is ex
 factors cannot change a result, and it equals ggml's bit for bit.
 """
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from threading import Barrier
 
 import torch
 from torch import Tensor
@@ -18,12 +14,11 @@ from qkv.errors import WeightError
 from qkv.load.gguf import BLOCKS
 
 _CHUNK = 1 << 18  # weights at a time: their floats (1 MiB) stay in a core's cache while several passes go over them
-_MOST_THREADS = 8  # enough to fill the memory bus
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def dequantize(raw: Tensor, type: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-    """`raw`, uint8 `[bytes]`, as a tensor of `shape` and `dtype`; needs about 2 MiB a thread beside the result.
+    """`raw`, uint8 `[bytes]`, as a tensor of `shape` and `dtype`; needs about 2 MiB beside the result.
 
     F32, F16 and BF16 in their own dtype are a view of `raw`, not a copy.
     Raises WeightError for a type without a kernel or a `raw` that is too short or too long for `shape`.
@@ -44,32 +39,24 @@ def dequantize(raw: Tensor, type: str, shape: tuple[int, ...], dtype: torch.dtyp
 
 
 def _fill(result: Tensor, blocks: Tensor, kernel: Callable[[Tensor, Tensor], None]) -> None:
-    """Run the kernel over all blocks, a chunk a thread."""
-    step = _CHUNK // result.shape[1]
+    """Run the kernel over all blocks, a chunk at a time, on this thread alone.
 
-    def convert(start: int) -> None:
-        target = result[start : start + step]
-        floats = target if target.dtype == torch.float32 else torch.empty_like(target, dtype=torch.float32)
-        kernel(blocks[start : start + step], floats)
-        if floats is not target:
-            target.copy_(floats)
-
-    list(_pool(os.getpid(), torch.get_num_threads()).map(convert, range(0, len(result), step)))
-
-
-@cache
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """Threads in which torch runs each operation alone; `process` is in the key as a fork leaves all threads behind.
-
-    torch would rather split every operation between OpenMP threads that wait for each other, spinning, at its end: as
-    fast on idle cores, but ten times slower as soon as another process wants one of them (0.4 s became 4 to 20 s).
+    With more threads torch splits every operation of a chunk between them, and they wait for each other, spinning, at
+    its end. Half of the time goes into the system's fresh pages, so that gains a quarter on idle cores (0.4 s instead
+    of 0.5 for 135M weights), but costs 4 to 20 s as soon as another process wants a core.
     """
-    workers = min(threads, _MOST_THREADS)
-    pool = ThreadPoolExecutor(workers, "dequantize", initializer=torch.set_num_threads, initargs=(1,))
-    everyone = Barrier(workers)
-    list(pool.map(lambda _: everyone.wait(), range(workers)))
-    torch.set_num_threads(threads)  # what a thread sets for itself is also the default of threads to come
-    return pool
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        step = _CHUNK // result.shape[1]
+        for start in range(0, len(result), step):
+            target = result[start : start + step]
+            floats = target if target.dtype == torch.float32 else torch.empty_like(target, dtype=torch.float32)
+            kernel(blocks[start : start + step], floats)
+            if floats is not target:
+                target.copy_(floats)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _aligned(raw: Tensor) -> Tensor:
@@ -82,11 +69,17 @@ def _f16(field: Tensor) -> Tensor:
 
 
 def _nibbles(packed: Tensor) -> Tensor:
-    """uint8 `[..., n]` as `[..., 2, n]`: first the low halves of all bytes, then the high halves."""
-    halves = packed.new_empty(*packed.shape[:-1], 2, packed.shape[-1])
-    torch.bitwise_and(packed, 15, out=halves[..., 0, :])
-    torch.bitwise_right_shift(packed, 4, out=halves[..., 1, :])
-    return halves
+    """uint8 `[..., n]` as `[..., 2, n]`: first the low halves of all bytes, then the high halves.
+
+    In words of as many bytes as the layout allows, for torch is slow on rows as short as 16 elements.
+    """
+    wide = all(step % 4 == 0 for step in (*packed.stride()[:-1], packed.storage_offset()))
+    word, mask = (torch.int32, 0x0F0F0F0F) if wide else (torch.int16, 0x0F0F)
+    words = packed.view(word)
+    halves = words.new_empty(*words.shape[:-1], 2, words.shape[-1])
+    torch.bitwise_and(words, mask, out=halves[..., 0, :])
+    torch.bitwise_right_shift(words, 4, out=halves[..., 1, :]).bitwise_and_(mask)
+    return halves.view(torch.uint8)
 
 
 def _bits(packed: Tensor, width: int) -> Tensor:

@@ -1,6 +1,5 @@
 """Every kernel bit for bit against the gguf package's, on random blocks, extreme scales and zeros."""
 
-import multiprocessing
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -96,7 +95,7 @@ def test_other_dtypes_and_parts_of_a_chunk(type: str, dtype: torch.dtype, monkey
 
 def test_torch_s_threads_are_left_as_they_were() -> None:
     before = torch.get_num_threads()
-    torch.set_num_threads(3)  # no other test does, so this makes the pool
+    torch.set_num_threads(3)
     try:
         dequantize(torch.zeros(18, dtype=torch.uint8), "Q4_0", (32,))
         with ThreadPoolExecutor(1) as pool:
@@ -111,16 +110,6 @@ def test_another_default_device_changes_nothing(type: str) -> None:
     with torch.device("meta"):
         ours = dequantize(raw, type, (2, BLOCKS[type].weights))
     assert_bits(ours, reference(raw.numpy(), type).reshape(2, -1))
-
-
-def test_a_forked_process_has_its_own_threads() -> None:
-    raw = torch.zeros(18, dtype=torch.uint8)
-    dequantize(raw, "Q4_0", (32,))
-    child = multiprocessing.get_context("fork").Process(target=dequantize, args=(raw, "Q4_0", (32,)))
-    child.start()
-    child.join(20)
-    child.kill()
-    assert child.exitcode == 0
 
 
 @pytest.mark.parametrize("type", ["Q4_1", "Q6_K", "F32"])
