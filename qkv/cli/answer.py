@@ -1,5 +1,6 @@
 """What `generate` and `chat` share: their options, loading a model, and printing an answer as it comes."""
 
+import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -29,6 +30,10 @@ _CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\ufffd
 
 def load(ref: str, dtype: str | None, device: str | None, threads: int | None) -> "Model":
     """The model, ready to answer. Raises as `qkv.load`, and InputError for a device that isn't there."""
+    # GNU OpenMP reads this when torch is imported. Its threads wait for each other by spinning, which halts a decode as
+    # soon as another process wants a core: 0.5 tokens/s instead of 9 (LOG.md, 2026-11-22). It costs 5 % on idle cores.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     import torch
 
     from qkv.errors import InputError
