@@ -23,6 +23,7 @@ import pytest
 import torch
 from matplotlib import pyplot
 
+import qkv.nn.stack  # noqa: F401  (every part is registered before the first page adds its own)
 from qkv.nn.parts import MODULES
 from qkv.spec import Part
 
