@@ -5,6 +5,7 @@ yet: the bytes of an unfinished character, a run of byte tokens, a last word's e
 """
 
 import codecs
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -14,9 +15,9 @@ from qkv.inputs.backend import BYTE_SYMBOLS
 _BYTES = {symbol: byte for byte, symbol in BYTE_SYMBOLS.items()}
 
 
-class _Step:
-    def feed(self, token: str) -> Iterator[str]:
-        raise NotImplementedError
+class _Step(ABC):
+    @abstractmethod
+    def feed(self, token: str) -> Iterator[str]: ...
 
     def finish(self) -> Iterator[str]:
         return iter(())

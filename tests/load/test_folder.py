@@ -130,7 +130,7 @@ def test_a_name_that_passes_stays_inside(name: str) -> None:
         check_member(name, where="x")
     except UnsafeFile:
         return
-    assert os.path.normpath(os.path.join("/root/dir", name)).startswith("/root/dir")
+    assert os.path.normpath(os.path.join("/some/dir", name)).startswith("/some/dir")
 
 
 @pytest.mark.parametrize("weight_map", [None, {}, [], {"w": 3}])
