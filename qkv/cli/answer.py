@@ -30,8 +30,9 @@ _CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\ufffd
 
 def load(ref: str, dtype: str | None, device: str | None, threads: int | None) -> "Model":
     """The model, ready to answer. Raises as `qkv.load`, and InputError for a device that isn't there."""
-    # GNU OpenMP reads this when torch is imported. Its threads wait for each other by spinning, which halts a decode as
-    # soon as another process wants a core: 0.5 tokens/s instead of 9 (LOG.md, 2026-11-22). It costs 5 % on idle cores.
+    # GNU OpenMP reads this when torch is imported. Its threads wait for each other by spinning, which slows a decode of
+    # 16 tokens/s to between 0.5 and 5 once another process wants a core; so it stays near 9. On idle cores it costs
+    # 5 to 10 % (few runs: LOG.md, 2026-11-22).
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     import torch
