@@ -45,7 +45,7 @@ def test_time_and_memory_are_bounded(tmp_path: Path) -> None:
     with pytest.raises(Escape, match="out of time"), confined(tmp_path, seconds=0.05):
         time.sleep(5)
     with pytest.raises(AssertionError, match="memory grew"), confined(tmp_path, megabytes=16):
-        assert b"x" * (48 << 20)  # above malloc's largest threshold: fresh memory, not what an earlier test freed
+        assert b"x" * (256 << 20)  # far above the limit: the system may count memory that is freed meanwhile
 
 
 def test_the_own_folder_is_open_and_the_room_ends(tmp_path: Path) -> None:
