@@ -43,9 +43,9 @@ class _Load(ModuleType):
     """The package `qkv.load`, which can also be called: Python puts a package's name where a function of the same name
     would stand, and both `qkv.load(ref)` and `qkv.load.gguf` are to work."""
 
-    def __call__(self, ref: Any, dtype: Any = None, device: Any = None, *, progress: bool = False) -> Any:
+    def __call__(self, ref: Any, dtype: Any = None, device: Any = None, **more: Any) -> Any:
         """`qkv.model.load`."""
-        return import_module("qkv.model").load(ref, dtype, device, progress=progress)
+        return import_module("qkv.model").load(ref, dtype, device, **more)
 
 
 sys.modules["qkv.load"].__class__ = _Load

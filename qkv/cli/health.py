@@ -43,9 +43,7 @@ class Patient:
         self.described = described
         self.checkpoint = open_checkpoint(described)
         self.kinds = self.checkpoint.kinds
-        self.embedding, self.head = described.family.embedding, described.family.head
-        if described.gguf is not None:
-            self.embedding, self.head = "token_embd.weight", "output.weight"
+        self.ties = {"output.weight": "token_embd.weight"} if described.gguf else described.family.copies
         self.names = list(self.checkpoint.shapes())
 
 
@@ -85,11 +83,13 @@ def _look(name: str, tensor: Tensor, health: Health) -> None:
 
 def _ties(patient: Patient, health: Health) -> None:
     """An untied head with the embedding's own values: memory for nothing. (A tied one is compared by the loader.)"""
-    if patient.head not in patient.names or getattr(patient.described.spec.head, "tied", True):
+    if getattr(patient.described.spec.head, "tied", True):
         return
-    embedding, head = (patient.checkpoint.read(name) for name in (patient.embedding, patient.head))
-    if embedding.shape == head.shape and torch.equal(embedding, head):
-        health.notes.append(f"{patient.head} equals {patient.embedding}; tied, the file would be smaller")
+    for head, embedding in patient.ties.items():
+        if head in patient.names and embedding in patient.names:
+            one, other = (patient.checkpoint.read(name) for name in (embedding, head))
+            if one.shape == other.shape and torch.equal(one, other):
+                health.notes.append(f"{head} equals {embedding}; tied, the file would be smaller")
 
 
 def _try(patient: Patient, health: Health) -> None:
@@ -103,12 +103,13 @@ def _try(patient: Patient, health: Health) -> None:
                 f"the tokenizer's {tokenizer.vocab_size:,} ids fit the embedding's {spec.vocab:,} rows"
             )
         with torch.no_grad():
-            logits = model(torch.arange(min(SHORT, spec.vocab, spec.context or SHORT))[None])
+            answer = model(torch.arange(min(SHORT, spec.vocab, spec.context or SHORT))[None])
+            logits = torch.cat([x.flatten() for x in (answer if isinstance(answer, tuple) else (answer,))])
     except QkvError as error:
         health.problems.append(str(error))
         return
     wrong = int((~torch.isfinite(logits)).sum())
     if wrong:
-        health.problems.append(f"{wrong:,} of {logits.numel():,} logits of a short text are NaN or infinite")
+        health.problems.append(f"{wrong:,} of {logits.numel():,} numbers for a short text are NaN or infinite")
     else:
-        health.checks.append("finite logits on a short text")
+        health.checks.append("a finite answer to a short text")

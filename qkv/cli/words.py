@@ -16,21 +16,32 @@ DOT = " · "
 
 def lines(model: spec.Model) -> list[tuple[str, str]]:
     """(aspect, words) from the ids to the logits."""
-    stack = model.decoder
-    return [
+    both = len(model.stacks) == 2
+    about = [
         ("family", model.family or "none"),
-        ("layers", f"{stack.layers:,}"),
+        ("kind", "encoder and decoder" if both else "encoder" if model.encoder else "decoder"),
         ("dim", f"{model.dim:,}"),
-        ("vocabulary", f"{model.vocab:,}"),
+        ("vocabulary", _join(f"{model.vocab:,}", "" if model.one_table else "a table for each stack")),
         ("context", f"{model.context:,} tokens" if model.context else "not said"),
-        ("embedding", _embedding(stack.embed, model.dim)),
-        ("position", _position(stack)),
-        ("attention", _each(stack, lambda block: _mixer(block.mixer, model.dim))),
-        ("mask", _each(stack, lambda block: _part(getattr(block.mixer, "mask", None)))),
-        ("MLP", _each(stack, lambda block: _part(block.mlp))),
-        ("norm", _norms(stack)),
-        ("head", _part(model.head)),
     ]
+    for name, stack in (("encoder", model.encoder), ("decoder", model.decoder)):
+        if stack is not None:
+            about += [(f"{name} {aspect}" if both else aspect, words) for aspect, words in _stack(stack, model.dim)]
+    start = [] if model.start is None else [("start", f"token {model.start}")]
+    return [*about, *start, ("head", _part(model.head))]
+
+
+def _stack(stack: spec.Stack, dim: int) -> Iterator[tuple[str, str]]:
+    """(aspect, words) of one stack."""
+    yield "layers", _join(f"{stack.layers:,}", f"{stack.built} with weights of their own" if stack.shared else "")
+    yield "embedding", _embedding(stack.embed, dim)
+    yield "position", _position(stack)
+    yield "attention", _each(stack, lambda block: _mixer(block.mixer, dim))
+    yield "mask", _each(stack, lambda block: _part(getattr(block.mixer, "mask", None)))
+    if any(block.cross for block in stack.blocks):
+        yield "cross-attention", _each(stack, lambda block: _mixer(block.cross, dim) if block.cross else "none")
+    yield "MLP", _each(stack, lambda block: _part(block.mlp))
+    yield "norm", _norms(stack)
 
 
 def _each(stack: spec.Stack, words: Callable[[spec.Block], str]) -> str:
@@ -75,7 +86,9 @@ def _embedding(embed: spec.Embed, dim: int) -> str:
         _join(
             f"times {scale}" if embed.scale != 1 else "",
             f"normed: {_part(embed.norm)}" if embed.norm else "",
-            *_rest(embed, "scale", "norm", "position"),
+            f"{embed.segments} segments" if embed.segments else "",
+            f"{embed.width:,} wide, then a matrix to {dim:,}" if embed.width else "",
+            *_rest(embed, "scale", "norm", "position", "segments", "width"),
         )
         or "as it is"
     )
@@ -83,6 +96,8 @@ def _embedding(embed: spec.Embed, dim: int) -> str:
 
 def _position(stack: spec.Stack) -> str:
     added = stack.embed.position
+    if stack.position is not None:
+        return _join(*([_part(added)] if added else []), f"{_part(stack.position)}, the same for all layers")
     inside = _each(stack, lambda block: _part(getattr(block.mixer, "position", None)))
     if added is None:
         return inside
@@ -116,7 +131,7 @@ _PLACES = {
 
 def _norms(stack: spec.Stack) -> str:
     def of_block(block: spec.Block) -> str:
-        return _join(_part(block.norm), _PLACES[block.place], *_rest(block, "mixer", "mlp", "norm", "place"))
+        return _join(_part(block.norm), _PLACES[block.place], *_rest(block, "mixer", "mlp", "norm", "place", "cross"))
 
     same = {block.norm for block in stack.blocks} == {stack.norm}
     return f"{_each(stack, of_block)}{DOT}at the end: {'the same' if same else _part(stack.norm)}"
@@ -170,10 +185,25 @@ def _rms(norm: spec.RMS) -> str:
 
 def _lm_head(head: spec.LMHead) -> str:
     return _join(
-        "tied to the embedding" if head.tied else "a matrix of its own",
+        "language model, " + ("tied to the embedding" if head.tied else "a matrix of its own"),
         "bias" if head.bias else "",
+        f"states times {_number(head.scale)}" if head.scale != 1 else "",
         f"logits capped at {_number(head.softcap)}" if head.softcap is not None else "",
     )
+
+
+def _masked_lm(head: spec.MaskedLM) -> str:
+    tied = "tied to the embedding" if head.tied else "a matrix of its own"
+    return _join(f"masked language model, {tied}", head.activation, _part(head.norm))
+
+
+def _labels(head: spec.Classify | spec.Tag) -> str:
+    shown = ", ".join(head.labels[:8]) + (f" and {len(head.labels) - 8} more" if len(head.labels) > 8 else "")
+    what = "a label for each token" if isinstance(head, spec.Tag) else _PROBLEMS[head.problem]
+    return _join(f"{what}: {shown}", *_rest(head, "labels", "problem"))
+
+
+_PROBLEMS = {"single": "one label", "multi": "any number of labels", "regression": "a number for each label"}
 
 
 _SCALINGS: dict[type, str] = {
@@ -198,4 +228,14 @@ _WORDS: dict[type, Callable[[Any], str]] = {
     spec.LayerNorm: _layer_norm,
     spec.RMS: _rms,
     spec.LMHead: _lm_head,
+    spec.MaskedLM: _masked_lm,
+    spec.Classify: _labels,
+    spec.Tag: _labels,
+    spec.Span: lambda head: _join("an answer's first and last token", *_rest(head)),
+    spec.Replaced: lambda head: f"was each token replaced?, {head.activation}",
+    spec.States: lambda head: _join("the states themselves", *_rest(head)),
+    spec.Pool: lambda head: _join(
+        f"one vector a text: {head.how}", "of length 1" if head.normalize else "", *_rest(head, "how", "normalize")
+    ),
+    spec.Heads: lambda head: "\n".join(map(_part, head.heads)),
 }

@@ -4,6 +4,7 @@ from typing import Any
 
 from qkv.families.config import Reader
 from qkv.families.family import Family, Row, pair
+from qkv.families.heads import decoders
 from qkv.families.layers import BLOCK, must_be
 from qkv.spec import Alibi, Attention, Block, Causal, Embed, LayerNorm, LMHead, Model, Plain, Stack
 
@@ -50,17 +51,16 @@ def read(config: Reader) -> Model:
 
 
 def write(model: Model) -> dict[str, Any]:
-    block = model.decoder.blocks[0]
+    block = model.last.blocks[0]
     mixer = must_be(block.mixer, Attention, model)
     return {
         "vocab_size": model.vocab,
         "hidden_size": model.dim,
-        "n_layer": model.decoder.layers,
+        "n_layer": model.last.layers,
         "n_head": mixer.heads,
         "layer_norm_epsilon": block.norm.eps,
         "attention_dropout": mixer.dropout,
         "hidden_dropout": block.dropout,
-        "tie_word_embeddings": must_be(model.head, LMHead, model).tied,
         **({} if model.context is None else {"seq_length": model.context}),
     }
 
@@ -77,18 +77,17 @@ WEIGHTS = (
     *pair(LAYER + "mlp.dense_h_to_4h", BLOCK + "mlp.up"),
     *pair(LAYER + "mlp.dense_4h_to_h", BLOCK + "mlp.down"),
     *pair("transformer.ln_f", "decoder.norm"),
-    Row("lm_head.weight", "head.weight"),
 )
 
 FAMILY = Family(
     name="bloom",
     title="BLOOM",
-    architecture="BloomForCausalLM",
+    architectures=decoders("Bloom", tags="classifier", dropout=("classifier_dropout", "hidden_dropout")),
     read=read,
     write=write,
     weights=WEIGHTS,
     prefix="transformer.",
-    embedding="transformer.word_embeddings.weight",
+    copies={"lm_head.weight": "transformer.word_embeddings.weight"},
     tiny={"vocab_size": 97, "hidden_size": 32, "n_layer": 2, "n_head": 4},
     variants={
         "untied": {"tie_word_embeddings": False},

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from qkv.errors import ConfigError
+from qkv.spec import Classify, Head, LMHead, MaskedLM, Tag
 
 REQUIRED: Final = object()
 
@@ -124,12 +125,6 @@ class Reader:
             raise self.wrong(key, f"is {self.config[key]!r:.80}, but only {said} is supported")
         self.taken.add(key)
 
-    def architecture(self, expected: str) -> None:
-        """`architectures`, where it is there, must name the model that this family reads."""
-        said = self.config.get("architectures")
-        if said is not None and said != [expected]:
-            raise self.wrong("architectures", f"is {said!r:.80}, but only [{expected!r}] is supported")
-
     def done(self) -> None:
         """Everything was understood, or ConfigError with what was not."""
         left = self.config.keys() - self.taken - NEUTRAL
@@ -163,3 +158,50 @@ ACTIVATION_NAMES = {
     "relu2": "relu2",
     "tanh": "tanh",
 }
+
+
+# --- what a config says of a head -----------------------------------------------------------------------------------
+
+PROBLEMS = {
+    "single_label_classification": "single",
+    "multi_label_classification": "multi",
+    "regression": "regression",
+}
+
+
+def read_labels(config: Reader) -> tuple[str, ...]:
+    """`id2label`, or as many as `num_labels` says (transformers' default: two). ConfigError: they don't agree."""
+    count = config.whole("num_labels", "_num_labels", default=None)
+    names = config.get("id2label", default=None)
+    if names is None:
+        return tuple(f"LABEL_{i}" for i in range(2 if count is None else count))
+    if not isinstance(names, Mapping) or {str(k) for k in names} != {str(i) for i in range(len(names))}:
+        raise config.wrong("id2label", f"must name the labels 0, 1, 2, …, got {names!r:.80}")
+    by_id = {str(k): v for k, v in names.items()}
+    labels = tuple(by_id[str(i)] for i in range(len(names)))
+    if not all(isinstance(label, str) for label in labels):
+        raise config.wrong("id2label", f"must name each label by a text, got {names!r:.80}")
+    if count is not None and count != len(labels):
+        raise config.wrong("num_labels", f"is {count}, but id2label names {len(labels)}")
+    return labels
+
+
+def read_problem(config: Reader, labels: tuple[str, ...]) -> Any:
+    """`problem_type`; where it isn't said one label is a quantity and several exclude each other (so transformers)."""
+    default = "regression" if len(labels) == 1 else "single_label_classification"
+    return config.choice("problem_type", options=PROBLEMS, default=default)
+
+
+def write_labels(labels: tuple[str, ...]) -> dict[str, Any]:
+    """`id2label` and its inverse."""
+    return {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+
+
+def write_head(head: Head) -> dict[str, Any]:
+    """What every family's config says of a head in the same way."""
+    if isinstance(head, LMHead | MaskedLM):
+        return {"tie_word_embeddings": head.tied}
+    if isinstance(head, Classify):
+        names = {ours: theirs for theirs, ours in PROBLEMS.items()}
+        return {**write_labels(head.labels), "problem_type": names[head.problem]}
+    return write_labels(head.labels) if isinstance(head, Tag) else {}

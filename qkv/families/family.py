@@ -6,16 +6,16 @@ enough: it is found by name, loaded and saved by its table, and tested by the wh
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 from qkv import families
 from qkv.errors import ConfigError
-from qkv.families.config import Reader
-from qkv.spec import Attention, Model, Stack, Window
-from qkv.specfile import diff
+from qkv.families.config import Reader, write_head, write_labels
+from qkv.spec import Head, Model, Pool, States
+from qkv.specfile import Change, diff
 
 Config = dict[str, Any]
 
@@ -55,55 +55,133 @@ class Gguf:
 
 
 @dataclass(frozen=True)
+class Architecture:
+    """One kind of a family's checkpoints: the class that its config names, and the head that it has.
+
+    `head`: what the config says of it (None: `Family.read` says), of the class `kind`. `rows`: its tensors.
+    `write`: what this family's config says of it beyond what all do (`qkv.families.config.write_head`).
+    `bare`: they are stored without the family's prefix. `only`: "encoder" where there is no decoder beside it.
+    `leftovers`: tensors of other heads that published checkpoints of this kind also hold; they are left aside."""
+
+    name: str
+    kind: type[Head]
+    head: Callable[[Reader], Head] | None = None
+    rows: tuple[Row, ...] = ()
+    write: Callable[[Head], Config] = lambda head: {}
+    bare: bool = False
+    only: Literal["encoder"] | None = None
+    leftovers: tuple[str, ...] = ()
+
+    def shape(self, model: Model) -> Model:
+        """The family's model with the stacks that this kind has."""
+        return replace(model, decoder=None, start=None, one_table=True) if self.only == "encoder" else model
+
+
+@dataclass(frozen=True)
 class Family:
-    """`read`: config.json → spec; `write`: spec → config.json; `weights`: the table; `ignored`: tensors of old
-    checkpoints that hold no weights (masks, frequencies); `prefix`: what a checkpoint of a tied base model leaves out
-    of every name; `tiny` and `variants`: a config small enough to test, and changes to it that matter."""
+    """`read`: config.json → spec, with the head of the first architecture; `write`: spec → config.json, without what
+    the head says; `weights`: the table of the stacks; `copies`: tensors that some checkpoints hold twice, and of what;
+    `ignored`: tensors of old checkpoints that hold no weights (masks, frequencies); `renamed`: endings of names in old
+    checkpoints, and what they are now; `prefix`: what a checkpoint of the bare model leaves
+    out of every name; `tiny` and `variants`: a config small enough to test, and changes to it that matter."""
 
     name: str
     title: str
-    architecture: str
+    architectures: tuple[Architecture, ...]
     read: Callable[[Reader], Model]
     write: Callable[[Model], Config]
     weights: tuple[Row, ...]
     tiny: Config
     variants: Mapping[str, Config] = field(default_factory=dict)
+    copies: Mapping[str, str] = field(default_factory=lambda: {"lm_head.weight": "model.embed_tokens.weight"})
     ignored: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
     prefix: str = ""
-    head: str = "lm_head.weight"
-    embedding: str = "model.embed_tokens.weight"
     gguf: Gguf | None = None
 
     def spec(self, config: Mapping[str, Any]) -> Model:
         """config.json → spec. ConfigError: a value that is wrong, or a key that this family doesn't understand."""
         reader = Reader(config, self.name)
-        reader.architecture(self.architecture)
-        model = replace(self.read(reader), family=self.name)
+        architecture = self.architecture(config)
+        model = architecture.shape(replace(self.read(reader), family=self.name))
+        if architecture.head is not None:
+            model = replace(model, head=architecture.head(reader))
         reader.done()
         return model
 
     def config(self, model: Model) -> Config:
         """spec → config.json. ConfigError: this family's config can't say that."""
         model = replace(model, family=self.name)
-        config = {"architectures": [self.architecture], "model_type": self.name, **self.write(model)}
-        if (understood := self.spec(config)) != model:
-            said = "; ".join(map(str, diff(understood, model)))
-            raise ConfigError(f"a {self.name} config can't say this: {said}")
-        return config
+        if isinstance(model.head, Pool):  # how states are pooled is said beside it
+            model = replace(model, head=States(model.head.pooler))
+        said: list[Change] = []
+        for architecture in self._of_kind(type(model.head)):
+            head = {**write_head(model.head), **architecture.write(model.head)}
+            config = {"architectures": [architecture.name], "model_type": self.name, **self.write(model), **head}
+            if (understood := self.spec(config)) == model:
+                return config
+            said = said or diff(understood, model)
+        raise ConfigError(f"a {self.name} config can't say this: {'; '.join(map(str, said))}")
+
+    def architecture(self, config: Mapping[str, Any]) -> Architecture:
+        """The kind of checkpoint that a config is of: the first, where it doesn't say. ConfigError: an unknown one."""
+        said = config.get("architectures")
+        if said is None:
+            return self.architectures[0]
+        for architecture in self.architectures:
+            if said == [architecture.name]:
+                return architecture
+        known = " or ".join(f"[{a.name!r}]" for a in self.architectures)
+        raise ConfigError(f"{self.name} config: 'architectures' is {said!r:.80}, but only {known} is supported")
+
+    def with_head(self, config: Config, kind: type[Head], labels: Sequence[str] | None) -> Config:
+        """The config of a checkpoint of the same model with another head. ConfigError: the family has none of this
+        kind."""
+        architecture = self._of_kind(States if kind is Pool else kind)[0]
+        changed = {**config, "architectures": [architecture.name]}
+        if labels is None:
+            return changed
+        for key in ("num_labels", "_num_labels"):
+            changed.pop(key, None)
+        return {**changed, **write_labels(tuple(labels))}
+
+    def _of_kind(self, kind: type[Head]) -> list[Architecture]:
+        found = [a for a in self.architectures if a.kind is kind]
+        if not found:
+            have = ", ".join(dict.fromkeys(a.kind.__name__ for a in self.architectures))
+            raise ConfigError(f"no checkpoint of the family {self.name} has a head {kind.__name__} (it has {have})")
+        return found
+
+    def table(self, architecture: Architecture) -> tuple[Row, ...]:
+        """The names in a checkpoint of this kind, with the prefix."""
+        return (*self.weights, *architecture.rows)
 
 
 @cache
 def names() -> tuple[str, ...]:
     """Every family's name."""
-    helpers = {"family", "config", "gguf", "rope", "layers"}
-    return tuple(sorted(m.name for m in pkgutil.iter_modules(families.__path__) if m.name not in helpers))
+    return tuple(sorted(_module(name).FAMILY.name for name in _modules()))
+
+
+HELPERS = frozenset({"family", "config", "gguf", "rope", "layers", "heads", "summary", "encoders", "seq2seq"})
+
+
+@cache
+def _modules() -> tuple[str, ...]:
+    """The files of this folder that are families: a model_type, with _ for -."""
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(families.__path__) if m.name not in HELPERS))
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"qkv.families.{name}")
 
 
 def find(name: object) -> Family:
     """The family of a `model_type`. ConfigError: none has that name. Only modules of this folder are ever imported."""
-    if name not in names():
+    file = name.replace("-", "_") if isinstance(name, str) else ""
+    if file not in _modules() or _module(file).FAMILY.name != name:
         raise ConfigError(f"model_type {name!r} is not a family qkv knows ({', '.join(names())})")
-    return importlib.import_module(f"qkv.families.{name}").FAMILY  # type: ignore[no-any-return]
+    return _module(file).FAMILY  # type: ignore[no-any-return]
 
 
 def find_gguf(arch: object) -> Family:
@@ -112,29 +190,3 @@ def find_gguf(arch: object) -> Family:
     if not isinstance(arch, str) or arch not in known:
         raise ConfigError(f"GGUF architecture {arch!r} is not one qkv reads ({', '.join(sorted(known))})")
     return known[arch]
-
-
-def table() -> str:
-    """The families as a Markdown table, for the README."""
-    rows = [("family", "models", "attention", "position", "blocks", "GGUF")]
-    for family in map(find, names()):
-        stack = family.spec(family.tiny).decoder
-        rows.append((f"`{family.name}`", family.title, *_summary(stack), family.gguf.arch if family.gguf else ""))
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]]) + "\n"
-
-
-def _summary(stack: Stack) -> tuple[str, str, str]:
-    """A stack's attention, position and block in a few words each, over its blocks."""
-    mixers = [b.mixer for b in stack.blocks if isinstance(b.mixer, Attention)]
-    features = {
-        "soft cap": any(m.softcap for m in mixers),
-        "q/k norm": any(m.qk_norm for m in mixers),
-        "window": any(isinstance(m.mask, Window) for m in mixers),
-        "biases": any(m.qkv_bias for m in mixers),
-    }
-    attention = ", ".join(name for name, there in features.items() if there) or "plain"
-    added = stack.embed.position
-    places = sorted({type(p).__name__ for p in [added, *(m.position for m in mixers)] if p is not None})
-    block = stack.blocks[0]
-    return attention, ", ".join(places), f"{block.place}-norm {type(block.norm).__name__}, {type(block.mlp).__name__}"

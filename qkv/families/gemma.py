@@ -5,6 +5,7 @@ from typing import Any
 from qkv.families.config import ACTIVATIONS, Reader
 from qkv.families.family import Family, Gguf
 from qkv.families.gguf import llama_config, table
+from qkv.families.heads import decoders
 from qkv.families.layers import (
     FREQUENCIES,
     PRE_ROWS,
@@ -64,10 +65,11 @@ def gguf_config(metadata: Reader) -> dict[str, Any]:
 FAMILY = Family(
     name="gemma",
     title="Gemma",
-    architecture="GemmaForCausalLM",
+    architectures=decoders("Gemma"),
     read=read,
     write=write,
     weights=PRE_ROWS,
+    prefix="model.",
     ignored=FREQUENCIES,
     tiny={
         "vocab_size": 97,

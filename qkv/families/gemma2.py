@@ -7,6 +7,7 @@ from qkv.families.config import Reader
 from qkv.families.family import Family, Gguf
 from qkv.families.gemma import NORMS, scaled
 from qkv.families.gguf import llama_config, table
+from qkv.families.heads import decoders
 from qkv.families.layers import (
     FULL,
     SANDWICH_ROWS,
@@ -20,10 +21,11 @@ from qkv.families.layers import (
     read_model,
     read_rms,
     sliding,
+    softcap_of,
     write_model,
     write_sliding,
 )
-from qkv.spec import Attention, Block, LMHead, Model, Window
+from qkv.spec import Attention, Block, Model, Window
 
 
 def read(config: Reader) -> Model:
@@ -58,13 +60,13 @@ def read_block(config: Reader, mixer: Attention) -> Block:
 
 
 def write(model: Model) -> dict[str, Any]:
-    mixer = must_be(model.decoder.blocks[0].mixer, Attention, model)
+    mixer = must_be(model.last.blocks[0].mixer, Attention, model)
     return {
         **write_model(model, activation="hidden_activation"),
         **write_windows(model),
         "query_pre_attn_scalar": write_scale(model, mixer),
         "attn_logit_softcapping": mixer.softcap,
-        "final_logit_softcapping": must_be(model.head, LMHead, model).softcap,
+        "final_logit_softcapping": softcap_of(model),
     }
 
 
@@ -95,10 +97,11 @@ def gguf_config(metadata: Reader) -> dict[str, Any]:
 FAMILY = Family(
     name="gemma2",
     title="Gemma 2",
-    architecture="Gemma2ForCausalLM",
+    architectures=decoders("Gemma2"),
     read=read,
     write=write,
     weights=SANDWICH_ROWS,
+    prefix="model.",
     tiny={
         "vocab_size": 97,
         "hidden_size": 32,

@@ -9,6 +9,7 @@ from qkv.families.family import Family, Gguf
 from qkv.families.gemma import NORMS, scaled
 from qkv.families.gemma2 import read_block, read_scale, write_scale, write_windows
 from qkv.families.gguf import llama_config, table
+from qkv.families.heads import decoders
 from qkv.families.layers import (
     FULL,
     SANDWICH_ROWS,
@@ -21,10 +22,11 @@ from qkv.families.layers import (
     read_model,
     read_rms,
     sliding,
+    softcap_of,
     write_model,
 )
 from qkv.families.rope import rotary, write_scaling
-from qkv.spec import Attention, LMHead, Model, Rotary, Window
+from qkv.spec import Attention, Model, Rotary, Window
 
 
 def read(config: Reader) -> Model:
@@ -62,7 +64,7 @@ def read_bases(config: Reader, head_dim: int, context: int) -> tuple[Rotary, Rot
 
 
 def write(model: Model) -> dict[str, Any]:
-    mixers = [must_be(block.mixer, Attention, model) for block in model.decoder.blocks]
+    mixers = [must_be(block.mixer, Attention, model) for block in model.last.blocks]
     rope: dict[str, Any] = {"rope_theta": 1e6, "rope_scaling": None}
     for mixer in mixers:
         position = must_be(mixer.position, Rotary, model)
@@ -75,7 +77,7 @@ def write(model: Model) -> dict[str, Any]:
         **write_windows(model),
         **rope,
         "query_pre_attn_scalar": write_scale(model, mixers[0]),
-        "final_logit_softcapping": must_be(model.head, LMHead, model).softcap,
+        "final_logit_softcapping": softcap_of(model),
     }
 
 
@@ -99,10 +101,11 @@ def gguf_config(metadata: Reader) -> dict[str, Any]:
 FAMILY = Family(
     name="gemma3_text",
     title="Gemma 3",
-    architecture="Gemma3ForCausalLM",
+    architectures=decoders("Gemma3Text", lm="Gemma3ForCausalLM", tags=None),
     read=read,
     write=write,
     weights=SANDWICH_ROWS,
+    prefix="model.",
     tiny={
         "vocab_size": 97,
         "hidden_size": 32,

@@ -6,6 +6,7 @@ from typing import Any
 from qkv.families.config import ACTIVATION_NAMES, ACTIVATIONS, Reader
 from qkv.families.family import Family, Gguf, Row, pair
 from qkv.families.gguf import single, table
+from qkv.families.heads import decoders
 from qkv.families.layers import BLOCK, must_be, pattern
 from qkv.spec import Attention, Block, Causal, Embed, LayerNorm, Learned, LMHead, Model, Plain, Stack
 
@@ -18,8 +19,8 @@ def read(config: Reader) -> Model:
     model = read_like_gpt2(config, kv_heads=config.whole("n_head", "num_attention_heads"), activation="gelu_new")
     if not config.flag("scale_attn_by_inverse_layer_idx", default=False):
         return model
-    blocks = [_scaled(block, 1 / (i + 1), model.dim) for i, block in enumerate(model.decoder)]
-    return replace(model, decoder=replace(model.decoder, blocks=pattern(blocks)))
+    blocks = [_scaled(block, 1 / (i + 1), model.dim) for i, block in enumerate(model.last)]
+    return replace(model, decoder=replace(model.last, blocks=pattern(blocks)))
 
 
 def _scaled(block: Block, factor: float, dim: int) -> Block:
@@ -64,18 +65,18 @@ def read_like_gpt2(config: Reader, *, kv_heads: int, activation: str) -> Model:
 
 
 def write(model: Model) -> dict[str, Any]:
-    scales = {must_be(block.mixer, Attention, model).scale for block in model.decoder.blocks}
+    scales = {must_be(block.mixer, Attention, model).scale for block in model.last.blocks}
     return {**write_like_gpt2(model), "scale_attn_by_inverse_layer_idx": len(scales) > 1}
 
 
 def write_like_gpt2(model: Model) -> dict[str, Any]:
     """What GPT-2 and GPT-BigCode share."""
-    block, embed = model.decoder.blocks[0], model.decoder.embed
+    block, embed = model.last.blocks[0], model.last.embed
     mixer, mlp = must_be(block.mixer, Attention, model), must_be(block.mlp, Plain, model)
     return {
         "vocab_size": model.vocab,
         "n_embd": model.dim,
-        "n_layer": model.decoder.layers,
+        "n_layer": model.last.layers,
         "n_head": mixer.heads,
         "n_inner": mlp.width,
         "n_positions": must_be(embed.position, Learned, model).length,
@@ -85,7 +86,6 @@ def write_like_gpt2(model: Model) -> dict[str, Any]:
         "attn_pdrop": mixer.dropout,
         "resid_pdrop": block.dropout,
         "embd_pdrop": embed.dropout,
-        "tie_word_embeddings": must_be(model.head, LMHead, model).tied,
     }
 
 
@@ -110,7 +110,6 @@ def rows(qkv: tuple[str, ...], matrix: tuple[str, ...]) -> tuple[Row, ...]:
         *linear("mlp.c_fc", BLOCK + "mlp.up"),
         *linear("mlp.c_proj", BLOCK + "mlp.down"),
         *pair("transformer.ln_f", "decoder.norm"),
-        Row("lm_head.weight", "head.weight"),
     )
 
 
@@ -132,13 +131,13 @@ def gguf_config(metadata: Reader) -> dict[str, Any]:
 FAMILY = Family(
     name="gpt2",
     title="GPT-2",
-    architecture="GPT2LMHeadModel",
+    architectures=decoders("GPT2", lm="GPT2LMHeadModel", tags="classifier"),
     read=read,
     write=write,
     weights=rows(qkv=(), matrix=("transpose",)),  # its "Conv1D" keeps matrices as [in, out]
     ignored=(LAYER + "attn.bias", LAYER + "attn.masked_bias", "h.{i}.attn.bias", "h.{i}.attn.masked_bias"),
     prefix="transformer.",
-    embedding="transformer.wte.weight",
+    copies={"lm_head.weight": "transformer.wte.weight"},
     tiny={"vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
     variants={
         "untied": {"tie_word_embeddings": False},

@@ -5,6 +5,7 @@ from typing import Any
 from qkv.families.config import Reader
 from qkv.families.family import Family
 from qkv.families.gpt2 import LAYER, SUMMARY, read_like_gpt2, rows, write_like_gpt2
+from qkv.families.heads import decoders
 from qkv.families.layers import must_be
 from qkv.spec import Attention, Model
 
@@ -27,19 +28,20 @@ def read(config: Reader) -> Model:
 
 
 def write(model: Model) -> dict[str, Any]:
-    mixer = must_be(model.decoder.blocks[0].mixer, Attention, model)
+    mixer = must_be(model.last.blocks[0].mixer, Attention, model)
     return {**write_like_gpt2(model), "multi_query": mixer.kv_heads == 1}
 
 
 FAMILY = Family(
     name="gpt_bigcode",
     title="SantaCoder, StarCoder",
-    architecture="GPTBigCodeForCausalLM",
+    architectures=decoders("GPTBigCode", tags="classifier"),
     read=read,
     write=write,
     weights=rows(qkv=("by_group",), matrix=()),
     ignored=(LAYER + "attn.bias", LAYER + "attn.masked_bias"),
-    embedding="transformer.wte.weight",
+    prefix="transformer.",
+    copies={"lm_head.weight": "transformer.wte.weight"},
     tiny={"vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
     variants={
         "multi-head": {"multi_query": False},

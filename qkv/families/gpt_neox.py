@@ -4,6 +4,7 @@ from typing import Any
 
 from qkv.families.config import ACTIVATION_NAMES, ACTIVATIONS, Reader
 from qkv.families.family import Family, Row, pair
+from qkv.families.heads import decoders
 from qkv.families.layers import BLOCK, divided, must_be
 from qkv.families.rope import read_rotary, write_rotary
 from qkv.spec import Attention, Block, Causal, Embed, LayerNorm, LMHead, Model, Place, Plain, Stack
@@ -47,12 +48,12 @@ def read(config: Reader) -> Model:
 
 
 def write(model: Model) -> dict[str, Any]:
-    block = model.decoder.blocks[0]
+    block = model.last.blocks[0]
     mixer, mlp = must_be(block.mixer, Attention, model), must_be(block.mlp, Plain, model)
     return {
         "vocab_size": model.vocab,
         "hidden_size": model.dim,
-        "num_hidden_layers": model.decoder.layers,
+        "num_hidden_layers": model.last.layers,
         "num_attention_heads": mixer.heads,
         "intermediate_size": mlp.width,
         "hidden_act": ACTIVATION_NAMES[mlp.activation],
@@ -62,7 +63,6 @@ def write(model: Model) -> dict[str, Any]:
         "attention_dropout": mixer.dropout,
         "hidden_dropout": block.dropout,
         "use_parallel_residual": block.place == "parallel",
-        "tie_word_embeddings": must_be(model.head, LMHead, model).tied,
         **write_rotary(mixer.position, mixer.head_width(model.dim), theta="rotary_emb_base", part="rotary_pct"),
     }
 
@@ -78,19 +78,18 @@ WEIGHTS = (
     *pair(LAYER + "mlp.dense_h_to_4h", BLOCK + "mlp.up"),
     *pair(LAYER + "mlp.dense_4h_to_h", BLOCK + "mlp.down"),
     *pair("gpt_neox.final_layer_norm", "decoder.norm"),
-    Row("embed_out.weight", "head.weight"),
 )
 
 FAMILY = Family(
     name="gpt_neox",
     title="GPT-NeoX, Pythia",
-    architecture="GPTNeoXForCausalLM",
+    architectures=decoders("GPTNeoX", lm_head="embed_out", tags="classifier"),
     read=read,
     write=write,
     weights=WEIGHTS,
     ignored=(LAYER + "attention.bias", LAYER + "attention.masked_bias", LAYER + "attention.rotary_emb.inv_freq"),
-    head="embed_out.weight",
-    embedding="gpt_neox.embed_in.weight",
+    copies={"embed_out.weight": "gpt_neox.embed_in.weight"},
+    prefix="gpt_neox.",
     tiny={
         "vocab_size": 97,
         "hidden_size": 32,

@@ -20,6 +20,11 @@ def must_be(value: object, kind: type[P], model: Model) -> P:
     return value
 
 
+def softcap_of(model: Model) -> float | None:
+    """The cap on the logits, where there are logits."""
+    return model.head.softcap if isinstance(model.head, LMHead) else None
+
+
 # --- patterns -------------------------------------------------------------------------------------------------------
 
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -56,7 +61,7 @@ def sliding(config: Reader, types: Sequence[str], default: int | None) -> int:
 
 def write_sliding(model: Model) -> dict[str, Any]:
     """`layer_types` and `sliding_window` (null where no layer slides)."""
-    masks = [must_be(block.mixer, Attention, model).mask for block in model.decoder]
+    masks = [must_be(block.mixer, Attention, model).mask for block in model.last]
     sizes = {mask.size for mask in masks if isinstance(mask, Window)}
     if len(sizes) > 1:
         raise ConfigError(f"a {model.family} config can't say windows of several sizes: {sorted(sizes)}")
@@ -146,12 +151,12 @@ def read_model(
 
 def write_model(model: Model, *, activation: str = "hidden_act", bias: bool = True) -> dict[str, Any]:
     """All of the above, undone. `activation`: its key; `bias`: whether there is an `attention_bias`."""
-    block = model.decoder.blocks[0]
+    block = model.last.blocks[0]
     mixer, mlp = must_be(block.mixer, Attention, model), must_be(block.mlp, Gated, model)
     return {
         "vocab_size": model.vocab,
         "hidden_size": model.dim,
-        "num_hidden_layers": model.decoder.layers,
+        "num_hidden_layers": model.last.layers,
         "num_attention_heads": mixer.heads,
         "num_key_value_heads": mixer.kv_heads,
         "head_dim": mixer.head_width(model.dim),
@@ -160,7 +165,6 @@ def write_model(model: Model, *, activation: str = "hidden_act", bias: bool = Tr
         "max_position_embeddings": model.context,
         "rms_norm_eps": block.norm.eps,
         "attention_dropout": mixer.dropout,
-        "tie_word_embeddings": must_be(model.head, LMHead, model).tied,
         **({"attention_bias": mixer.out_bias} if bias else {}),
         **write_rotary(mixer.position, mixer.head_width(model.dim)),
     }
@@ -186,7 +190,6 @@ ROWS: tuple[Row, ...] = (
     *pair(LAYER + "mlp.up_proj", BLOCK + "mlp.up"),
     *pair(LAYER + "mlp.down_proj", BLOCK + "mlp.down"),
     Row("model.norm.weight", "decoder.norm.weight"),
-    Row("lm_head.weight", "head.weight"),
 )
 PRE_ROWS = (*ROWS, Row(LAYER + "post_attention_layernorm.weight", BLOCK + "mlp_norm.weight"))
 SANDWICH_ROWS = (

@@ -5,6 +5,7 @@ from typing import Any
 from qkv.families.config import Reader
 from qkv.families.family import Family, Gguf
 from qkv.families.gguf import llama_config, table
+from qkv.families.heads import decoders
 from qkv.families.layers import (
     FREQUENCIES,
     PRE_ROWS,
@@ -29,7 +30,7 @@ def read(config: Reader) -> Model:
 
 
 def write(model: Model) -> dict[str, Any]:
-    mlp = must_be(model.decoder.blocks[0].mlp, Gated, model)
+    mlp = must_be(model.last.blocks[0].mlp, Gated, model)
     return {**write_model(model), "mlp_bias": mlp.bias}
 
 
@@ -39,10 +40,11 @@ TURNED = {"blk.{i}.attn_q.weight": ("ggml_rotary",), "blk.{i}.attn_k.weight": ("
 FAMILY = Family(
     name="llama",
     title="LLaMA 1–3, SmolLM2, TinyLlama",
-    architecture="LlamaForCausalLM",
+    architectures=decoders("Llama"),
     read=read,
     write=write,
     weights=PRE_ROWS,
+    prefix="model.",
     ignored=FREQUENCIES,
     tiny={
         "vocab_size": 97,

@@ -7,6 +7,7 @@ from typing import Any
 
 from qkv.families.config import Reader
 from qkv.families.family import Family
+from qkv.families.heads import decoders
 from qkv.families.layers import (
     FREQUENCIES,
     PRE_ROWS,
@@ -37,10 +38,11 @@ def write(model: Model) -> dict[str, Any]:
 FAMILY = Family(
     name="mistral",
     title="Mistral 7B, Nemo",
-    architecture="MistralForCausalLM",
+    architectures=decoders("Mistral"),
     read=read,
     write=write,
     weights=PRE_ROWS,
+    prefix="model.",
     ignored=FREQUENCIES,
     tiny={
         "vocab_size": 97,

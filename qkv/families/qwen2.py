@@ -8,6 +8,7 @@ from typing import Any
 from qkv.families.config import Reader
 from qkv.families.family import Family, Gguf
 from qkv.families.gguf import llama_config, table
+from qkv.families.heads import decoders
 from qkv.families.layers import (
     FREQUENCIES,
     FULL,
@@ -64,10 +65,11 @@ def write(model: Model) -> dict[str, Any]:
 FAMILY = Family(
     name="qwen2",
     title="Qwen2, Qwen2.5",
-    architecture="Qwen2ForCausalLM",
+    architectures=decoders("Qwen2"),
     read=read,
     write=write,
     weights=PRE_ROWS,
+    prefix="model.",
     ignored=FREQUENCIES,
     tiny={
         "vocab_size": 97,

@@ -6,6 +6,7 @@ from typing import Any
 from qkv.families.config import Reader
 from qkv.families.family import Family, Gguf
 from qkv.families.gguf import llama_config, table
+from qkv.families.heads import decoders
 from qkv.families.layers import (
     FULL,
     PRE_ROWS,
@@ -34,10 +35,11 @@ def write(model: Model) -> dict[str, Any]:
 FAMILY = Family(
     name="qwen3",
     title="Qwen3",
-    architecture="Qwen3ForCausalLM",
+    architectures=decoders("Qwen3"),
     read=read,
     write=write,
     weights=PRE_ROWS,
+    prefix="model.",
     tiny={
         "vocab_size": 97,
         "hidden_size": 32,

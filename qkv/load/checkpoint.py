@@ -24,6 +24,20 @@ class Checkpoint(Protocol):
         """One tensor."""
 
 
+class Renamed:
+    """A checkpoint whose tensors have other names: `names`, from the new to the stored one."""
+
+    def __init__(self, checkpoint: Checkpoint, names: Mapping[str, str]) -> None:
+        self.where, self.checkpoint, self.names = checkpoint.where, checkpoint, names
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        stored = self.checkpoint.shapes()
+        return {new: stored[old] for new, old in self.names.items()}
+
+    def read(self, name: str) -> Tensor:
+        return self.checkpoint.read(self.names[name])
+
+
 class FolderCheckpoint:
     """One safetensors file or all shards of a folder. `kinds`: what each tensor is stored as."""
 

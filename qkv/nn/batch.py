@@ -20,11 +20,13 @@ V = TypeVar("V")
 
 @dataclass
 class Batch:
-    """`lengths[b]` new tokens of sequence b, the first at position `starts[b]` (0, or what a cache already holds)."""
+    """`lengths[b]` new tokens of sequence b, the first at position `starts[b]` (0, or what a cache already holds).
+    `segments` [T]: the kind of each token, for models that tell them apart (None: all are of kind 0)."""
 
     lengths: Sequence[int]
     starts: Sequence[int]
     device: torch.device
+    segments: Tensor | None = None
     _shared: dict[Hashable, object] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -72,6 +74,10 @@ class Batch:
         columns = torch.arange(max(self.lengths), device=self.device)
         lengths = torch.tensor(list(self.lengths), device=self.device)
         return starts[:, None] + columns * (columns < lengths[:, None])
+
+    def first(self) -> Tensor:
+        """[B]: the place in the stream of each sequence's first new token."""
+        return self.last() - torch.tensor(list(self.lengths), device=self.device) + 1
 
     def last(self) -> Tensor:
         """[B]: the place in the stream of each sequence's last token."""

@@ -1,13 +1,15 @@
-"""The block: a mixer and an MLP, each beside a residual path. Where the norms stand is the only difference between
-the four classes; each forward is its equation."""
+"""The block: a mixer and an MLP, each beside a residual path, and cross-attention between them in a decoder that reads
+an encoder. Where the norms stand is the only difference between the classes; each forward is its equation."""
 
 from typing import Any
 
 from torch import Tensor, nn
 
 from qkv import spec
+from qkv.errors import InputError
+from qkv.nn.attention import CrossAttention
 from qkv.nn.batch import Batch
-from qkv.nn.cache import Storage
+from qkv.nn.cache import Both, Fixed, Kept, Memory, Storage, Stream
 from qkv.nn.parts import build, implements
 
 
@@ -27,9 +29,13 @@ class PreNorm(nn.Module):
         x = x + self.dropout(self.mixer(self.mixer_norm(x), batch, storage))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))  # type: ignore[no-any-return]
 
-    def new_storage(self, length: int | None) -> Storage:
+    def new_storage(self, length: int | None, memory: Memory | None) -> Kept:
         """Where a cache keeps what the mixer must remember."""
         return self.mixer.new_storage(length)  # type: ignore[no-any-return]
+
+    def passing(self, memory: Memory | None) -> Kept:
+        """What serves in its place where nothing is to be kept."""
+        return Stream()
 
 
 class PostNorm(PreNorm):
@@ -61,10 +67,50 @@ class Parallel(PreNorm):
         return x + self.dropout(mixed) + self.dropout(self.mlp(self.mlp_norm(x)))  # type: ignore[no-any-return]
 
 
+class Crossing(PreNorm):
+    """A block whose tokens also look at an encoder's states. Made without them, no storage of it is ready."""
+
+    def __init__(self, block: spec.Block, dim: int) -> None:
+        super().__init__(block, dim)
+        assert block.cross is not None
+        self.cross = CrossAttention(block.cross, dim)
+        self.cross_norm = build(block.norm, dim)
+
+    def new_storage(self, length: int | None, memory: Memory | None) -> Both:
+        return Both(self.mixer.new_storage(length), self._remembered(memory))
+
+    def passing(self, memory: Memory | None) -> Both:
+        return Both(Stream(), self._remembered(memory))
+
+    def _remembered(self, memory: Memory | None) -> Fixed:
+        if memory is None:
+            raise InputError("this decoder reads an encoder's states: give `memory`, which `encode` makes of ids")
+        return self.cross.remember(memory.states, memory.batch)
+
+
+class PreNormCrossing(Crossing):
+    """x + f(norm(x)), for each of attention, cross-attention and MLP (T5, Pegasus)."""
+
+    def forward(self, x: Tensor, batch: Batch, storage: Both) -> Tensor:  # type: ignore[override]
+        x = x + self.dropout(self.mixer(self.mixer_norm(x), batch, storage.own))
+        x = x + self.dropout(self.cross(self.cross_norm(x), batch, storage.fixed))
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))  # type: ignore[no-any-return]
+
+
+class PostNormCrossing(Crossing):
+    """norm(x + f(x)), for each of attention, cross-attention and MLP (Vaswani et al. 2017, BART)."""
+
+    def forward(self, x: Tensor, batch: Batch, storage: Both) -> Tensor:  # type: ignore[override]
+        x = self.mixer_norm(x + self.dropout(self.mixer(x, batch, storage.own)))
+        x = self.cross_norm(x + self.dropout(self.cross(x, batch, storage.fixed)))
+        return self.mlp_norm(x + self.dropout(self.mlp(x)))  # type: ignore[no-any-return]
+
+
 PLACES: dict[str, type[PreNorm]] = {"pre": PreNorm, "post": PostNorm, "sandwich": Sandwich, "parallel": Parallel}
+CROSSING: dict[str, type[Crossing]] = {"pre": PreNormCrossing, "post": PostNormCrossing}
 
 
 @implements(spec.Block)
 def block(value: Any, dim: int) -> PreNorm:
-    """The class for a block's place of norm."""
-    return PLACES[value.place](value, dim)
+    """The class for a block's place of norm, and for what it looks at."""
+    return (PLACES if value.cross is None else CROSSING)[value.place](value, dim)

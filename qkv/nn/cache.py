@@ -8,6 +8,7 @@ T  new tokens in the stream    B  sequences    G  key/value heads    D  head_dim
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,12 +18,8 @@ from qkv.nn.attend import Keys
 from qkv.nn.batch import Batch
 
 
-class Storage(ABC):
-    """Where one layer's keys and values live."""
-
-    @abstractmethod
-    def extend(self, k: Tensor, v: Tensor, batch: Batch) -> Keys:
-        """Take k and v [T, G, D] of the new tokens; give all that their queries may see."""
+class Kept(ABC):
+    """What one layer keeps of some sequences."""
 
     @abstractmethod
     def select(self, rows: Sequence[int]) -> None:
@@ -32,6 +29,14 @@ class Storage(ABC):
     @abstractmethod
     def nbytes(self) -> int:
         """Memory held, in bytes."""
+
+
+class Storage(Kept):
+    """Where one layer's keys and values live."""
+
+    @abstractmethod
+    def extend(self, k: Tensor, v: Tensor, batch: Batch) -> Keys:
+        """Take k and v [T, G, D] of the new tokens; give all that their queries may see."""
 
 
 class Stream(Storage):
@@ -185,12 +190,66 @@ class Ring(_Held):
         return batch.rows[keep], batch.positions[keep] % self.size, keep
 
 
+@dataclass(frozen=True)
+class Memory:
+    """What an encoder has made of some sequences: states [S, C] of a batch."""
+
+    states: Tensor
+    batch: Batch
+
+
+class Fixed(Kept):
+    """Keys and values of another sequence, made once: what cross-attention looks at. `lengths`: of those sequences."""
+
+    def __init__(self, k: Tensor, v: Tensor, batch: Batch) -> None:
+        """k and v [S, G, D] of the `batch` of these sequences."""
+        self.k, self.v = batch.grid(k).transpose(1, 2), batch.grid(v).transpose(1, 2)
+        self.lengths = list(batch.lengths)
+
+    def look(self, batch: Batch) -> Keys:
+        """What each sequence of a step's batch may look at: all of its own. InputError: there are more or fewer."""
+        if len(batch.lengths) != len(self.lengths):
+            raise InputError(f"{len(batch.lengths)} targets for {len(self.lengths)} sequences that were encoded")
+
+        def positions() -> Tensor:
+            slots = torch.arange(self.k.shape[2], device=self.k.device)[None]
+            return torch.where(slots < torch.tensor(self.lengths, device=slots.device)[:, None], slots, -1)
+
+        equal = len(set(self.lengths)) == 1
+        return Keys(self.k, self.v, lambda: batch.once("fixed", positions), "fixed", equal)
+
+    def select(self, rows: Sequence[int]) -> None:
+        index = torch.tensor(list(rows), device=self.k.device)
+        self.k, self.v, self.lengths = self.k[index], self.v[index], [self.lengths[r] for r in rows]
+        longest = max(self.lengths)
+        self.k, self.v = self.k[:, :, :longest], self.v[:, :, :longest]
+
+    @property
+    def nbytes(self) -> int:
+        return self.k.nbytes + self.v.nbytes
+
+
+class Both(Kept):
+    """A decoder layer's own keys and values, and those of the encoder's states."""
+
+    def __init__(self, own: Storage, fixed: Fixed) -> None:
+        self.own, self.fixed = own, fixed
+
+    def select(self, rows: Sequence[int]) -> None:
+        self.own.select(rows)
+        self.fixed.select(rows)
+
+    @property
+    def nbytes(self) -> int:
+        return self.own.nbytes + self.fixed.nbytes
+
+
 class Cache:
     """What a model holds of some sequences: one storage a layer, one length a sequence.
 
     `lengths` is empty until the first step, which says how many sequences there are."""
 
-    def __init__(self, layers: Sequence[Storage], limit: int | None = None) -> None:
+    def __init__(self, layers: Sequence[Kept], limit: int | None = None) -> None:
         self.layers = list(layers)
         self.limit = limit
         self.lengths: list[int] = []

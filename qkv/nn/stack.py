@@ -1,22 +1,20 @@
-"""The stack of blocks, and the whole model: ids in, logits out."""
+"""The stack of blocks, and the whole model: ids in, what the head computes out."""
 
 from collections.abc import Sequence
-from itertools import repeat
-from typing import cast, overload
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from qkv import spec
-from qkv.errors import InputError
+from qkv.errors import ConfigError, InputError
 from qkv.nn import attention, block, embed, head, mlp, norm  # noqa: F401  (importing registers their parts)
 from qkv.nn.batch import Batch
 from qkv.nn.block import PreNorm
-from qkv.nn.cache import Cache, Storage, Stream
+from qkv.nn.cache import Cache, Kept, Memory
+from qkv.nn.edge import Ids, as_stream, segments_of
+from qkv.nn.head import LMHead
 from qkv.nn.parts import build, implements
-
-WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-Ids = Tensor | Sequence[Sequence[int]] | Sequence[Tensor]
 
 
 @implements(spec.Stack)
@@ -26,88 +24,138 @@ class Stack(nn.Module):
     def __init__(self, stack: spec.Stack, vocab: int, dim: int) -> None:
         super().__init__()
         self.embed = build(stack.embed, vocab, dim)
-        self.blocks = nn.ModuleList(build(layer, dim) for layer in stack)
+        self.position = _for_all(stack, dim)
+        self.blocks = nn.ModuleList(build(one, dim) for one, _ in zip(stack, range(stack.built), strict=False))
         self.norm = build(stack.norm, dim) if stack.norm else nn.Identity()
+        self.layers = stack.layers
+        if self.position is not None:
+            for one in self.blocks:
+                cast(nn.Module, one.mixer).position = self.position
 
-    def forward(self, ids: Tensor, batch: Batch, cache: Cache | None = None) -> Tensor:
-        """ids [T] → states [T, C]."""
+    def in_turn(self) -> list[PreNorm]:
+        """The block of each layer, in order."""
+        return [cast(PreNorm, self.blocks[i % len(self.blocks)]) for i in range(self.layers)]
+
+    def forward(self, ids: Tensor, batch: Batch, kept: Sequence[Kept]) -> Tensor:
+        """ids [T] → states [T, C]. `kept`: for each layer what it keeps or only passes on."""
         x = self.embed(ids, batch)
-        storages: list[Storage] | repeat[Storage] = cache.layers if cache is not None else repeat(Stream())
-        for layer, storage in zip(self.blocks, storages, strict=False):
-            x = layer(x, batch, storage)
+        for layer, own in zip(self.in_turn(), kept, strict=True):
+            x = layer(x, batch, own)
         return self.norm(x)  # type: ignore[no-any-return]
+
+    def passing(self, memory: Memory | None = None) -> list[Kept]:
+        """For each layer what serves where nothing is to be kept."""
+        return [layer.passing(memory) for layer in self.in_turn()]
+
+    def new_storages(self, length: int | None, memory: Memory | None) -> list[Kept]:
+        """For each layer where a cache keeps its keys and values."""
+        return [layer.new_storage(length, memory) for layer in self.in_turn()]
+
+
+def _for_all(stack: spec.Stack, dim: int) -> nn.Module | None:
+    """The position scheme of all layers, if there is one."""
+    mixer = stack.blocks[0].mixer
+    if stack.position is None or not isinstance(mixer, spec.Attention):
+        return None
+    return cast(nn.Module, build(stack.position, mixer.heads, mixer.head_width(dim)))
 
 
 class Transformer(nn.Module):
-    """The model that a spec describes, with fresh weights (normal, as GPT-2's; norms one). `qkv.load` fills them."""
+    """The model that a spec describes, with fresh weights (normal, as GPT-2's; norms one). `qkv.load` fills them.
+
+    `encoder` and `decoder` are None where the spec has none."""
 
     def __init__(self, model: spec.Model) -> None:
         super().__init__()
         self.spec = model
-        self.decoder: Stack = build(model.decoder, model.vocab, model.dim)
-        self.head = build(model.head, model.vocab, model.dim)
+        self.encoder: Stack | None = build(model.encoder, model.vocab, model.dim) if model.encoder else None
+        self.decoder: Stack | None = build(model.decoder, model.vocab, model.dim) if model.decoder else None
+        self.head = build(model.head, model.vocab, model.dim, model.width)
+        if self.encoder is not None and self.decoder is not None and model.one_table:
+            self.decoder.embed.tokens = self.encoder.embed.tokens
+
+    @property
+    def last(self) -> Stack:
+        """The stack that the head reads: the decoder, or the encoder where there is none."""
+        stack = self.decoder if self.decoder is not None else self.encoder
+        assert stack is not None
+        return stack
+
+    @property
+    def table(self) -> Tensor:
+        """The token vectors [V, E] of that stack."""
+        return self.last.embed.tokens.weight  # type: ignore[no-any-return]
 
     @property
     def device(self) -> torch.device:
-        return self.decoder.embed.tokens.weight.device  # type: ignore[no-any-return]
+        return self.table.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.decoder.embed.tokens.weight.dtype  # type: ignore[no-any-return]
+        return self.table.dtype
 
-    @overload
-    def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor: ...
-    @overload
-    def forward(self, ids: Sequence[Sequence[int]] | Sequence[Tensor], cache: Cache | None = None) -> list[Tensor]: ...
-    def forward(self, ids: Ids, cache: Cache | None = None) -> Tensor | list[Tensor]:
-        """ids [B, L] → logits [B, L, V]; a list of B sequences of any lengths → a list of [length, V].
+    def forward(
+        self, ids: Ids, target: Ids | None = None, *, segments: Ids | None = None, cache: Cache | None = None
+    ) -> Any:
+        """What the head computes: for ids [B, L] a tensor [B, L, …] (a head with one answer a sequence: [B, …]), for a
+        list of B sequences of any lengths a list of B tensors [length, …] (or […]); of several heads a tuple of these.
 
-        With a cache (`new_cache`) the ids continue what it holds, and no gradient flows.
+        `target`: what the decoder of an encoder–decoder reads, in either form, and the answer is then of its form (not
+        given: the ids themselves, behind the spec's `start`). `segments`: the kind of each token of ids, in their form.
+        With a cache (`new_cache`) the ids, or the target beside None, continue what it holds, and no gradient flows.
         InputError: ids out of range, an empty sequence, a length beyond the positions or the cache."""
-        stream, lengths = as_stream(ids, self.spec.vocab, self.device)
-        batch = Batch(lengths, cache.starts(lengths) if cache is not None else [0] * len(lengths), self.device)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
-            logits = self.logits(self.states(stream, batch, cache))
-        return logits.view(*ids.shape, -1) if isinstance(ids, Tensor) else batch.split(logits)
+        if self.encoder is not None and self.decoder is not None and cache is None:
+            target = self._shifted(ids) if target is None else target
+            return self._run(target, None, None, self.encode(ids, segments=segments))
+        if target is not None:
+            raise InputError("a target is for a model with encoder and decoder, and without a cache (which takes ids)")
+        return self._run(ids, segments, cache, None)
 
-    def states(self, stream: Tensor, batch: Batch, cache: Cache | None = None) -> Tensor:
+    def _run(self, ids: Ids, segments: Ids | None, cache: Cache | None, memory: Memory | None) -> Any:
+        """The stack that the head reads, over ids at the edge."""
+        stream, batch = self._batch(ids, segments, cache)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
+            out = self.head(self.states(stream, batch, cache, memory), batch, self.table)
+        return self.head.grid(out, batch) if isinstance(ids, Tensor) else self.head.rows(out, batch)
+
+    def encode(self, ids: Ids, *, segments: Ids | None = None) -> Memory:
+        """The encoder's states of ids, for its decoder. InputError: there is no encoder; and as in `forward`."""
+        if self.encoder is None:
+            raise InputError("this model has no encoder: its ids go to the decoder at once")
+        stream, batch = self._batch(ids, segments, None)
+        return Memory(self.encoder(stream, batch, self.encoder.passing()), batch)
+
+    def states(self, stream: Tensor, batch: Batch, cache: Cache | None = None, memory: Memory | None = None) -> Tensor:
         """ids [T] of a batch → last states [T, C]; the cache then holds its tokens too."""
-        x = self.decoder(stream, batch, cache)
+        kept = cache.layers if cache is not None else self.last.passing(memory)
+        x = self.last(stream, batch, kept)
         if cache is not None:
             cache.advance(batch)
         return x  # type: ignore[no-any-return]
 
     def logits(self, states: Tensor) -> Tensor:
-        """states [T, C] → logits [T, V]."""
-        return self.head(states, self.decoder.embed.tokens.weight)  # type: ignore[no-any-return]
+        """states [N, C] → logits [N, V]. InputError: another head than a language model's."""
+        if not isinstance(self.head, LMHead):
+            raise InputError(f"this model's head is {type(self.spec.head).__name__}: it does not continue a text")
+        return self.head.logits(states, self.table)
 
-    def new_cache(self, length: int | None = None) -> Cache:
+    def new_cache(self, length: int | None = None, *, memory: Memory | None = None) -> Cache:
         """An empty cache for any number of sequences (the first step decides) of at most `length` tokens each, all
-        of whose memory is taken at the first step; None: it grows as needed, up to twice what is held."""
-        return Cache([cast(PreNorm, layer).new_storage(length) for layer in self.decoder.blocks], length)
+        of whose memory is taken at the first step; None: it grows as needed, up to twice what is held. `memory`: what
+        the decoder of an encoder–decoder looks at, one sequence of it for each of the cache's."""
+        return Cache(self.last.new_storages(length, memory), length)
 
+    def _batch(self, ids: Ids, segments: Ids | None, cache: Cache | None) -> tuple[Tensor, Batch]:
+        stream, lengths = as_stream(ids, self.spec.vocab, self.device)
+        batch = Batch(lengths, cache.starts(lengths) if cache is not None else [0] * len(lengths), self.device)
+        if segments is not None:
+            batch.segments = segments_of(segments, lengths, self.spec.stacks[0].embed.segments, self.device)
+        return stream, batch
 
-def as_stream(ids: Ids, vocab: int, device: torch.device) -> tuple[Tensor, list[int]]:
-    """Ids at the edge → the stream [T] and each sequence's length. InputError names the sequence and the id."""
-    if isinstance(ids, Tensor) and ids.ndim != 2:
-        raise InputError(f"ids must be [batch, length], got the shape {list(ids.shape)}")
-    rows = [_row(i, row) for i, row in enumerate(ids)]
-    if not rows:
-        raise InputError("no sequence was given")
-    stream = torch.cat(rows).to(device=device, dtype=torch.long)
-    low, high = (int(x) for x in torch.aminmax(stream))
-    if low < 0 or high >= vocab:
-        raise InputError(f"token id {low if low < 0 else high} is outside the vocabulary of {vocab}")
-    return stream, [row.numel() for row in rows]
-
-
-def _row(i: int, ids: Sequence[int] | Tensor) -> Tensor:
-    try:
-        row = torch.as_tensor(ids)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"sequence {i} must be a row of whole numbers, got {ids!r:.80}") from error
-    if row.ndim == 1 and row.numel() == 0:
-        raise InputError(f"sequence {i} is empty: there is nothing to read")
-    if row.ndim != 1 or row.dtype not in WHOLE:
-        raise InputError(f"sequence {i} must be a row of whole numbers, got {row.dtype} of shape {list(row.shape)}")
-    return row
+    def _shifted(self, ids: Ids) -> Ids:
+        """Each sequence behind the start token, without its own last one."""
+        if self.spec.start is None:
+            raise ConfigError("this model's spec names no start token: give the decoder's ids as `target`")
+        if isinstance(ids, Tensor):
+            return torch.cat((ids.new_full((len(ids), 1), self.spec.start), ids[:, :-1]), 1)
+        return [[self.spec.start, *(row.tolist() if isinstance(row, Tensor) else row)[:-1]] for row in ids]

@@ -39,7 +39,7 @@ def test_a_sound_model(command: Command, folder: Path) -> None:
         "✓ 20 tensors (20 F32), every number finite",
         "✓ nothing missing, nothing left over, every shape fits",
         "✓ the tokenizer's 400 ids fit the embedding's 400 rows",
-        "✓ finite logits on a short text",
+        "✓ a finite answer to a short text",
         f"{folder}: sound",
     ]
     found = command("verify", folder, "--json").json

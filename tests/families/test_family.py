@@ -51,7 +51,7 @@ def test_no_family_needs_torch() -> None:
 def test_the_architecture_is_written_and_read(name: str) -> None:
     family = find(name)
     config = family.config(family.spec(family.tiny))
-    assert config["architectures"] == [family.architecture]
+    assert config["architectures"] == [family.architectures[0].name]
     assert config["model_type"] == name
     assert family.spec(config).family == name
 

@@ -24,7 +24,7 @@ from qkv.load.gguf import GgufFile, read_gguf
 from qkv.load.weights import fill
 from qkv.nn.stack import Transformer
 from qkv.spec import Model
-from tests.families.reference import close, our_logits, randomized, their_logits
+from tests.families.reference import close, our_outputs, randomized, their_outputs
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -182,7 +182,7 @@ def test_a_file_of_llama_cpp_gives_the_logits_of_transformers(
     weights = described.family.gguf.weights
     notes = fill(ours, weights, GgufCheckpoint(described.gguf, torch.float32), described.family)
     assert notes == []
-    close(our_logits(ours.eval()), their_logits(theirs), within=1e-4)
+    close(our_outputs(ours.eval()), their_outputs(theirs), within=1e-4)
 
 
 def test_every_family_that_has_an_architecture_there_is_converted_here() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qkv.errors import WeightError
-from tests.families.reference import case, close, each_family, filled, our_logits
+from tests.families.reference import case, close, each_family, filled, our_outputs
 
 Tensors = dict[str, Tensor]
 
@@ -46,7 +46,7 @@ OLD: list[tuple[str, Callable[[Tensors], Tensors], str]] = [
 def test_old_files_hold_the_same_model(name: str, age: Callable[[Tensors], Tensors], note: str) -> None:
     made = case(name, "tiny")
     ours, notes = filled(made.family, made.config, age(dict(made.tensors)))
-    close(our_logits(ours), our_logits(made.ours), within=0)
+    close(our_outputs(ours), our_outputs(made.ours), within=0)
     assert [note in said for said in notes] == [True] * bool(note)
 
 
@@ -55,13 +55,13 @@ def test_a_tied_head_that_is_stored_beside_its_embedding(name: str) -> None:
     made = case(name, "tiny")
     family = made.family
     config = {**made.config, "tie_word_embeddings": True}
-    embedding = made.tensors[family.embedding]
-    tensors = {**made.tensors, family.head: embedding.clone()}
+    ((head, embedding),) = family.copies.items()
+    tensors = {**made.tensors, head: made.tensors[embedding].clone()}
     ours, notes = filled(family, config, tensors)
     assert len(notes) == 1
     assert "same values" in notes[0]
     assert ours.head.weight is None
-    with pytest.raises(WeightError, match=f"{family.head} holds other values"):
-        filled(family, config, {**tensors, family.head: embedding + 1})
-    with pytest.raises(WeightError, match=f"{family.head}.*\n.*set tie_word_embeddings true"):
-        filled(family, {**config, "tie_word_embeddings": False}, {k: v for k, v in tensors.items() if k != family.head})
+    with pytest.raises(WeightError, match=f"{head} holds other values"):
+        filled(family, config, {**tensors, head: made.tensors[embedding] + 1})
+    with pytest.raises(WeightError, match=f"{head}.*\n.*set tie_word_embeddings true"):
+        filled(family, {**config, "tie_word_embeddings": False}, {k: v for k, v in tensors.items() if k != head})

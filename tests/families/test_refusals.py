@@ -106,7 +106,7 @@ def test_no_key_is_missed(name: str) -> None:
         ("tie_encoder_decoder", True),
         ("chunk_size_feed_forward", 4),
         ("pruned_heads", {"0": [1]}),
-        ("architectures", ["LlamaForSequenceClassification"]),
+        ("architectures", ["LlamaForMultipleChoice"]),
         ("architectures", "LlamaForCausalLM"),
     ],
 )
