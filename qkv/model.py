@@ -4,7 +4,7 @@ m = qkv.load("smollm2")
 m.generate("Once", max_tokens=20).text
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -18,13 +18,18 @@ from qkv.generate.settings import Settings
 from qkv.inputs.text import Tokenizer
 from qkv.load.model import load_model, save_model
 from qkv.load.reference import Source
+from qkv.load.sentence import Sentence
 from qkv.nn.stack import Transformer
+from qkv.tasks.embed import Vectors, embed
+from qkv.tasks.fill import fill
+from qkv.tasks.predict import apply, predict
 
 
 class Model(Transformer):
     """`Model(spec)` has fresh weights and no tokenizer; `qkv.load` fills in all of it.
 
-    `tokenizer`: None where there is none (ids still work). `generation`: what `generation_from` says of it
+    `tokenizer`: None where there is none (ids still work). `sentence`: what a sentence-transformers folder says of
+    lengths and prompts. `generation`: what `generation_from` says of it
     (generation_config.json; token ids alone, from config.json or a GGUF file, where there is none).
     `source`: where the weights came from. `notes`: what was out of the ordinary in loading, one sentence each."""
 
@@ -33,6 +38,7 @@ class Model(Transformer):
         self.tokenizer: Tokenizer | None = None
         self.generation: Mapping[str, Any] = {}
         self.generation_from = "generation_config.json"
+        self.sentence: Sentence | None = None
         self.source: Source | None = None
         self.notes: tuple[str, ...] = ()
 
@@ -66,6 +72,20 @@ class Model(Transformer):
         extra = {name: settings.pop(name) for name in ("tools", "documents") if name in settings}
         return self.generate(self.tokenizer.chat(messages, **extra), stream=stream, **settings)
 
+    def embed(self, texts: str | Iterable[str], **options: Any) -> Vectors:
+        """A vector for each text: float32 [texts, dim], or [dim] for one. The head must be a Pool
+        (`load(…, new_head="pool")`). `options`, and what is refused: `qkv.tasks.embed.embed`."""
+        return embed(self, self.tokenizer, texts, self.sentence, **options).vectors
+
+    def predict(self, text: str | Sequence[str], second: str | Sequence[str] | None = None, **options: Any) -> Any:
+        """What the head says of a text: its label, the names in it, the answer to a question (`second`: where to look),
+        a word for a mask. `options`, and what is refused: `qkv.tasks.predict.predict`."""
+        return predict(self, self.tokenizer, text, second, **options)
+
+    def fill(self, text: str | Sequence[str], *, top: int = 5) -> Any:
+        """The likeliest words for each mask: m.fill("Paris is the [MASK] of France"). See `qkv.tasks.fill.fill`."""
+        return apply(fill, self, self.tokenizer, text, top=top)
+
 
 def load(
     ref: str | Path,
@@ -88,6 +108,7 @@ def load(
     )
     model.tokenizer, model.generation, model.source = tokenizer, described.generation, described.source
     model.generation_from, model.notes = described.generation_from, tuple(notes)
+    model.sentence = described.sentence
     return model
 
 
@@ -98,5 +119,6 @@ def save(model: Model, folder: str | Path, *, max_shard_bytes: int = 5 * 10**9) 
         folder,
         tokenizer=model.tokenizer,
         generation=model.generation,
+        sentence=model.sentence,
         max_shard_bytes=max_shard_bytes,
     )

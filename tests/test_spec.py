@@ -4,7 +4,7 @@ import dataclasses
 import math
 import types
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 from hypothesis import given, settings
@@ -39,6 +39,13 @@ GOOD: list[spec.Part] = [
     spec.Embed(spec.Learned(8), norm=RMS()),
     tiny_spec().decoder,
     LMHead(),
+    spec.MaskedLM(spec.LayerNorm()),
+    spec.Pool(),
+    spec.Classify(("yes", "no")),
+    spec.Tag(("O", "B-PER")),
+    spec.Span(),
+    spec.Replaced(),
+    spec.Heads((spec.MaskedLM(spec.LayerNorm()), spec.Classify(("next", "not")))),
     tiny_spec(),
 ]
 FIELDS = [(part, f.name) for part in GOOD for f in dataclasses.fields(part)]
@@ -66,7 +73,7 @@ def test_frozen_hashable_equal_by_value(part: spec.Part) -> None:
 
 def takes(hint: Any, value: object) -> bool:
     """Is this a value of the hinted type? (Python's bool is an int: not here. An int is a good float.)"""
-    if get_origin(hint) is types.UnionType:
+    if get_origin(hint) in (types.UnionType, Union):
         return any(takes(h, value) for h in get_args(hint))
     if get_origin(hint) is Literal:
         return value in get_args(hint)

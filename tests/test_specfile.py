@@ -3,7 +3,7 @@
 import dataclasses
 import types
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 from hypothesis import given, settings
@@ -29,7 +29,7 @@ def values(hint: Any, low: Any, high: Any) -> st.SearchStrategy[Any]:
         return st.sampled_from(get_args(hint))
     if get_origin(hint) is tuple:
         return st.lists(values(get_args(hint)[0], low, high), min_size=1, max_size=3).map(tuple)
-    if get_origin(hint) is types.UnionType:
+    if get_origin(hint) in (types.UnionType, Union):
         return st.one_of(*(values(h, low, high) for h in get_args(hint)))
     if hint is types.NoneType:
         return st.none()
@@ -42,13 +42,18 @@ def values(hint: Any, low: Any, high: Any) -> st.SearchStrategy[Any]:
     return {bool: st.booleans(), str: st.text()}[hint]
 
 
+LABELS = st.lists(st.text(), min_size=1, max_size=3, unique=True).map(tuple)
 SPECIAL: dict[type[spec.Part], dict[str, st.SearchStrategy[Any]]] = {  # what no single field's limits say
     Attention: {"heads": st.sampled_from([4, 8]), "kv_heads": st.sampled_from([1, 2, 4]), "head_dim": st.just(2**16)},
     Rotary: {"dims": st.none() | st.integers(1, 2**15).map(lambda n: 2 * n)},
     spec.RelativeBias: {"distance": st.integers(2**15 + 1, 2**24)},
     spec.Llama3Scaling: {"low": st.floats(0.1, 1.0), "high": st.floats(1.5, 9.0)},
-    Stack: {"layers": st.integers(3, 4096)},
-    Model: {"dim": st.just(64)},
+    spec.Block: {"cross": st.none()},
+    Stack: {"layers": st.integers(3, 4096), "position": st.none()},
+    spec.Classify: {"labels": LABELS},
+    spec.Tag: {"labels": LABELS},
+    spec.Heads: {"heads": st.lists(st.deferred(lambda: one_head), min_size=1, max_size=2).map(tuple)},
+    Model: {"dim": st.just(64), "encoder": st.none(), "decoder": st.deferred(lambda: parts(Stack))},
 }
 
 
@@ -62,7 +67,19 @@ def parts(kind: type[spec.Part]) -> st.SearchStrategy[Any]:
     return st.builds(kind, **drawn, **own)
 
 
-models = st.deferred(lambda: parts(Model))
+one_head = st.deferred(lambda: parts(LMHead) | parts(spec.MaskedLM) | parts(spec.Classify) | parts(spec.Pool))
+
+
+def with_encoder(model: Model) -> Model:
+    """The same behind an encoder, which its blocks look at."""
+    assert model.decoder is not None
+    cross = Attention(4, 2, mask=spec.Full(), head_dim=8)
+    blocks = tuple(dataclasses.replace(block, place="post", cross=cross) for block in model.decoder.blocks)
+    decoder = dataclasses.replace(model.decoder, blocks=blocks)
+    return dataclasses.replace(model, decoder=decoder, encoder=model.decoder, start=3)
+
+
+models = st.deferred(lambda: parts(Model) | parts(Model).map(with_encoder))
 
 
 @settings(max_examples=60, deadline=None)

@@ -11,6 +11,8 @@ from qkv.load.folder import FolderFiles, folder_files
 from qkv.load.ggml import gguf_config
 from qkv.load.gguf import GgufFile, read_gguf
 from qkv.load.reference import Source, resolve
+from qkv.load.sentence import Sentence
+from qkv.load.sentence import read as read_sentence
 from qkv.spec import Model
 from qkv.strict_json import read_json
 
@@ -19,7 +21,7 @@ from qkv.strict_json import read_json
 class Described:
     """A model without its weights. `generation`: generation_config.json over the token ids of config.json, and
     `generation_from` which of them there were (a GGUF file has neither, its tokenizer knows where a text ends). Exactly
-    one of `folder` and `gguf` is there."""
+    one of `folder` and `gguf` is there. `sentence`: how a sentence-transformers folder makes one vector of a text."""
 
     source: Source
     family: Family
@@ -29,6 +31,7 @@ class Described:
     generation_from: str
     notes: tuple[str, ...] = ()
     folder: FolderFiles | None = None
+    sentence: Sentence | None = None
     gguf: GgufFile | None = field(default=None, repr=False)
 
     @property
@@ -66,7 +69,9 @@ def _of_config(source: Source, config: dict[str, Any], files: FolderFiles | None
     if files is not None and files.generation_config is not None:
         generation, said_by = generation | read_json(files.generation_config), "generation_config.json"
     notes = files.notes if files is not None else ()
-    return Described(source, family, family.spec(config), config, generation, said_by, notes, folder=files)
+    model = family.spec(config)
+    sentence = read_sentence(files.root, model.dim) if files is not None else None
+    return Described(source, family, model, config, generation, said_by, notes, folder=files, sentence=sentence)
 
 
 def token_ids(config: Mapping[str, Any]) -> dict[str, Any]:

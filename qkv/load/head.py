@@ -25,14 +25,18 @@ def with_new_head(
 ) -> tuple[spec.Model, Architecture]:
     """The spec with the head that is wanted, and the kind of checkpoint that has it.
 
-    `new_head`: a name of HEADS, as the family has it, or a head's spec; None: the checkpoint's own. `labels`: the names
+    `new_head`: a name of HEADS, as the family has it, or a head's spec; None: the checkpoint's own (the pooling of a
+    sentence-transformers folder). `labels`: the names
     of a new classifier's labels, or other names for those of the checkpoint's own.
     InputError: an unknown name; labels missing, of another number, or for a head without. ConfigError: the family has
     no such head."""
     if labels is not None and (isinstance(labels, str) or len(labels) == 0):
         raise InputError(f"labels must be a list of names, got {labels!r}")
-    if new_head is None:
+    if new_head is None and described.sentence is None:
         return _renamed(described.spec, labels), described.architecture
+    if new_head is None:
+        assert described.sentence is not None
+        return _pooled(described, described.sentence.head)
     if isinstance(new_head, str) and new_head not in HEADS:
         raise InputError(f"new_head {new_head!r} is not one of {', '.join(HEADS)}")
     kind = HEADS[new_head] if isinstance(new_head, str) else type(new_head)
@@ -42,12 +46,21 @@ def with_new_head(
         raise InputError(f"new_head={new_head!r} {said}")
     config = described.family.with_head(dict(described.config), kind, labels)
     model = described.family.spec(config)
+    if isinstance(new_head, spec.Pool):
+        return _pooled(described, new_head)
     if isinstance(new_head, spec.Head):
         model = replace(model, head=new_head)
     elif kind is spec.Pool:
-        assert isinstance(model.head, spec.States)
-        model = replace(model, head=spec.Pool(model.head.pooler))
+        return _pooled(described, spec.Pool())
     return model, described.family.architecture(config)
+
+
+def _pooled(described: Described, head: spec.Pool) -> tuple[spec.Model, Architecture]:
+    """The bare model, and a vector of its states."""
+    config = described.family.with_head(dict(described.config), spec.Pool, None)
+    bare = described.family.spec(config)
+    assert isinstance(bare.head, spec.States)
+    return replace(bare, head=replace(head, pooler=bare.head.pooler)), described.family.architecture(config)
 
 
 def _renamed(model: spec.Model, labels: Sequence[str] | None) -> spec.Model:

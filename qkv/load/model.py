@@ -1,6 +1,7 @@
 """From a reference to a model that runs, and from a model to a folder that transformers loads."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,8 @@ from qkv.load.checkpoint import open_checkpoint
 from qkv.load.describe import Described, describe, token_ids
 from qkv.load.head import with_new_head, without_pooler
 from qkv.load.safetensors import save_sharded
+from qkv.load.sentence import Sentence
+from qkv.load.sentence import write as write_sentence
 from qkv.load.weights import export, fill
 from qkv.nn.stack import Transformer
 from qkv.write import write_json
@@ -60,7 +63,7 @@ def load_model(
         checkpoint,
         described.family,
         architecture=architecture,
-        new_head=new_head is not None,
+        new_head=new_head is not None or described.sentence is not None,
         dtype=dtype,
         device=device,
     )
@@ -75,9 +78,11 @@ def save_model(
     *,
     tokenizer: Tokenizer | None = None,
     generation: Mapping[str, Any] | None = None,
+    sentence: Sentence | None = None,
     max_shard_bytes: int = 5 * 10**9,
 ) -> Path:
-    """Write config.json, generation_config.json, weights and tokenizer as transformers reads them.
+    """Write config.json, generation_config.json, weights and tokenizer as transformers reads them; for a model that
+    pools its states into one vector also what sentence-transformers reads.
 
     ConfigError: the spec names no family, or the family's config can't say it. InputError: the folder already holds
     a model."""
@@ -95,6 +100,9 @@ def save_model(
         tokenizer.save(target)
     if generation:
         write_json(target / "generation_config.json", generation)
+    if isinstance(model.spec.head, spec.Pool):
+        said = sentence or Sentence(model.spec.head)
+        write_sentence(target, replace(said, head=model.spec.head), model.spec.dim)
     dtype = str(model.dtype).removeprefix("torch.")
     write_json(target / "config.json", {**config, **token_ids(generation), "torch_dtype": dtype})
     return target

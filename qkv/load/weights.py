@@ -26,7 +26,8 @@ def expand(rows: Iterable[Row], model: Transformer) -> list[Row]:
     for row in rows:
         for i in range(_turns(row, model.spec)):
             targets = tuple(t.replace("{i}", str(i)) for t in row.targets)
-            if all(t in have for t in targets):
+            beside, without = (name.replace("{i}", str(i)) for name in (row.beside, row.without))
+            if have >= {*targets, beside or targets[0]} and without not in have:
                 out.append(Row(row.theirs.replace("{i}", str(i)), targets, row.via))
     covered = Counter(t for row in out for t in row.targets)
     if covered.keys() != have or max(covered.values()) > 1:
@@ -64,10 +65,10 @@ def fill(
     table, said = _without_prefix(expand(rows, model), shapes, family, architecture)
     drawn = [row for row in table if new_head and row.theirs not in shapes and _of_head(row)]
     table = [row for row in table if row not in drawn]
-    copies = _copies(family, table, shapes)
-    heads = [row for kind in family.architectures for row in kind.rows] + [r for r in rows if _of_head(r)]
-    known = {row.theirs for row in heads} if new_head else set((architecture or family.architectures[0]).leftovers)
-    aside = _bare_too(known, family.prefix) & shapes.keys() - copies.keys() - {row.theirs for row in table}
+    architecture = architecture or family.architectures[0]
+    known = _other_heads(family, architecture, rows) if new_head else set(architecture.leftovers)
+    aside = _bare_too(known, family.prefix) & shapes.keys() - {row.theirs for row in table}
+    copies = {name: of for name, of in _copies(family, table, shapes).items() if name not in aside}
     _check_names_and_shapes(model, table, shapes, {*copies, *aside}, checkpoint.where, family)
     tokens = next(name for name, x in model.named_parameters() if x is model.last.embed.tokens.weight)
     first = next(r for r in table if tokens in r.targets)
@@ -127,6 +128,12 @@ def _copies(family: Family, table: list[Row], shapes: Mapping[str, Any]) -> dict
     bare = {name.removeprefix(family.prefix): of.removeprefix(family.prefix) for name, of in family.copies.items()}
     both = {**bare, **family.copies}
     return {name: of for name, of in both.items() if name in shapes and name not in wanted and of in wanted}
+
+
+def _other_heads(family: Family, architecture: Architecture, rows: Iterable[Row]) -> set[str]:
+    """The tensors of all heads but this architecture's."""
+    all_of_them = [row for kind in family.architectures for row in kind.rows] + [row for row in rows if _of_head(row)]
+    return {row.theirs for row in all_of_them} - {row.theirs for row in architecture.rows}
 
 
 def _of_head(row: Row) -> bool:
@@ -245,11 +252,11 @@ def _difference(
         lines.append("  the config says the head is not tied; if it shares the embedding, set tie_word_embeddings true")
     if extra and not missing and not misshapen:
         lines.append("  all that the model needs is there; the rest belongs to another head, or an adapter")
-    lines += _other_heads(missing, family)
+    lines += _way_out(missing, family)
     return "\n".join(lines)
 
 
-def _other_heads(missing: list[str], family: Family) -> Iterator[str]:
+def _way_out(missing: list[str], family: Family) -> Iterator[str]:
     """The way out where it is the head that is missing."""
     heads = {row.theirs for architecture in family.architectures for row in architecture.rows}
     if missing and heads >= set(missing):

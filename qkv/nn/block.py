@@ -29,11 +29,11 @@ class PreNorm(nn.Module):
         x = x + self.dropout(self.mixer(self.mixer_norm(x), batch, storage))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))  # type: ignore[no-any-return]
 
-    def new_storage(self, length: int | None, memory: Memory | None) -> Kept:
+    def new_storage(self, length: int | None, memory: Memory | None = None) -> Kept:
         """Where a cache keeps what the mixer must remember."""
         return self.mixer.new_storage(length)  # type: ignore[no-any-return]
 
-    def passing(self, memory: Memory | None) -> Kept:
+    def passing(self, memory: Memory | None = None) -> Kept:
         """What serves in its place where nothing is to be kept."""
         return Stream()
 
@@ -76,10 +76,10 @@ class Crossing(PreNorm):
         self.cross = CrossAttention(block.cross, dim)
         self.cross_norm = build(block.norm, dim)
 
-    def new_storage(self, length: int | None, memory: Memory | None) -> Both:
+    def new_storage(self, length: int | None, memory: Memory | None = None) -> Both:
         return Both(self.mixer.new_storage(length), self._remembered(memory))
 
-    def passing(self, memory: Memory | None) -> Both:
+    def passing(self, memory: Memory | None = None) -> Both:
         return Both(Stream(), self._remembered(memory))
 
     def _remembered(self, memory: Memory | None) -> Fixed:

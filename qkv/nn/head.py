@@ -176,12 +176,12 @@ class Pool(PerSequence):
 
     def __init__(self, head: spec.Pool, vocab: int, dim: int, width: int) -> None:
         super().__init__()
-        self.how, self.normalize = POOLINGS[head.how], head.normalize
+        self.how, self.normalize = head.how, head.normalize
         self.pooler = Pooler(head.pooler, dim) if head.pooler else None
 
     def forward(self, x: Tensor, batch: Batch, table: Tensor) -> Tensor:
         """[B, C]."""
-        pooled = self.how(x, batch)
+        pooled = POOLINGS[self.how](x, batch)
         return F.normalize(pooled, dim=-1) if self.normalize else pooled
 
 
@@ -195,7 +195,7 @@ def _max(x: Tensor, batch: Batch) -> Tensor:
     return torch.stack([row.amax(0) for row in batch.split(x)])
 
 
-POOLINGS = {
+POOLINGS: dict[str, Callable[[Tensor, Batch], Tensor]] = {
     "cls": lambda x, batch: x[batch.first()],
     "last": lambda x, batch: x[batch.last()],
     "mean": _mean,

@@ -36,9 +36,10 @@ class Plain(nn.Module):
         self.activation = ACTIVATIONS[mlp.activation]
         self.up = Linear(dim, mlp.width, bias=mlp.bias)
         self.down = Linear(mlp.width, dim, bias=mlp.bias)
+        self.dropout = nn.Dropout(mlp.dropout) if mlp.dropout else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.activation(self.up(x)))  # type: ignore[no-any-return]
+        return self.down(self.dropout(self.activation(self.up(x))))  # type: ignore[no-any-return]
 
 
 @implements(spec.Gated)
@@ -51,6 +52,7 @@ class Gated(nn.Module):
         self.gate = Linear(dim, mlp.width, bias=mlp.bias)
         self.up = Linear(dim, mlp.width, bias=mlp.bias)
         self.down = Linear(mlp.width, dim, bias=mlp.bias)
+        self.dropout = nn.Dropout(mlp.dropout) if mlp.dropout else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.activation(self.gate(x)) * self.up(x))  # type: ignore[no-any-return]
+        return self.down(self.dropout(self.activation(self.gate(x)) * self.up(x)))  # type: ignore[no-any-return]

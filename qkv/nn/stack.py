@@ -113,7 +113,7 @@ class Transformer(nn.Module):
 
     def _run(self, ids: Ids, segments: Ids | None, cache: Cache | None, memory: Memory | None) -> Any:
         """The stack that the head reads, over ids at the edge."""
-        stream, batch = self._batch(ids, segments, cache)
+        stream, batch = self.batch(ids, segments=segments, cache=cache)
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
             out = self.head(self.states(stream, batch, cache, memory), batch, self.table)
         return self.head.grid(out, batch) if isinstance(ids, Tensor) else self.head.rows(out, batch)
@@ -122,7 +122,7 @@ class Transformer(nn.Module):
         """The encoder's states of ids, for its decoder. InputError: there is no encoder; and as in `forward`."""
         if self.encoder is None:
             raise InputError("this model has no encoder: its ids go to the decoder at once")
-        stream, batch = self._batch(ids, segments, None)
+        stream, batch = self.batch(ids, segments=segments)
         return Memory(self.encoder(stream, batch, self.encoder.passing()), batch)
 
     def states(self, stream: Tensor, batch: Batch, cache: Cache | None = None, memory: Memory | None = None) -> Tensor:
@@ -145,7 +145,8 @@ class Transformer(nn.Module):
         the decoder of an encoder–decoder looks at, one sequence of it for each of the cache's."""
         return Cache(self.last.new_storages(length, memory), length)
 
-    def _batch(self, ids: Ids, segments: Ids | None, cache: Cache | None) -> tuple[Tensor, Batch]:
+    def batch(self, ids: Ids, *, segments: Ids | None = None, cache: Cache | None = None) -> tuple[Tensor, Batch]:
+        """Ids at the edge → the stream [T] and its batch, which go to `states`. InputError as in `forward`."""
         stream, lengths = as_stream(ids, self.spec.vocab, self.device)
         batch = Batch(lengths, cache.starts(lengths) if cache is not None else [0] * len(lengths), self.device)
         if segments is not None:

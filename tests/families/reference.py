@@ -86,9 +86,10 @@ def case(name: str, variant: str) -> Case:
     family, config = find(name), raw(name, variant)
     config.pop("architectures", None)
     theirs = randomized(AutoConfig.for_model(name, **config), family.architecture(raw(name, variant)))
+    said = {} if config.get("tie_word_embeddings", True) else untied(theirs)
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
-        config = json.loads((Path(folder) / "config.json").read_text())
+        config = {**json.loads((Path(folder) / "config.json").read_text()), **said}
         tensors = load_file(Path(folder) / "model.safetensors")
     ours, notes = filled(family, config, tensors)
     return Case(family, config, tensors, theirs, ours, notes)
@@ -101,6 +102,8 @@ def randomized(config: Any, architecture: Architecture | None = None) -> Any:
     model = make(config, attn_implementation="eager", dtype=torch.float32).eval()
     with torch.no_grad():
         for parameter in model.parameters():
+            if not parameter.requires_grad:
+                continue  # a table of sines, which transformers keeps among the weights
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.3)
             else:
@@ -108,6 +111,15 @@ def randomized(config: Any, architecture: Architecture | None = None) -> Any:
         if hasattr(model, "final_logits_bias"):
             model.final_logits_bias.copy_(torch.randn_like(model.final_logits_bias))
     return model
+
+
+def untied(model: Any) -> dict[str, Any]:
+    """The head gets values of its own, which a published T5 v1.1 has, though transformers 5 always begins by tying it
+    and writes that into the config. What the config says where it is published."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head.weight is embedding.weight:
+        head.weight = torch.nn.Parameter(torch.randn_like(embedding.weight) * 0.2)
+    return {"tie_word_embeddings": False}
 
 
 def filled(family: Family, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[Transformer, list[str]]:
@@ -137,12 +149,12 @@ def inputs(model: spec.Model, ids: list[int], target: list[int]) -> dict[str, li
     if model.encoder is None or model.decoder is None:
         return {"input_ids": ids}
     if isinstance(model.head, spec.Classify):
-        return {"input_ids": [*ids, 2]}  # it classifies the state of the eos
+        return {"input_ids": [*ids, find(model.family).tiny["eos_token_id"]]}  # it classifies the state of the eos
     return {"input_ids": ids, "decoder_input_ids": target}
 
 
 def their_outputs(theirs: Any, model: spec.Model, sequences: list[list[int]] = SEQUENCES) -> list[Tensor]:
-    """What the head gives for each sequence, alone. Short ones first: dynamic scaling never shrinks back all the way."""
+    """What the head gives for each sequence, alone, short ones first (dynamic scaling never shrinks back)."""
     assert sequences == sorted(sequences, key=len)
     out = []
     for ids, target in zip(sequences, cycle(TARGETS)):

@@ -182,7 +182,7 @@ def test_a_file_of_llama_cpp_gives_the_logits_of_transformers(
     weights = described.family.gguf.weights
     notes = fill(ours, weights, GgufCheckpoint(described.gguf, torch.float32), described.family)
     assert notes == []
-    close(our_outputs(ours.eval()), their_outputs(theirs), within=1e-4)
+    close(our_outputs(ours.eval()), their_outputs(theirs, ours.spec), within=1e-4)
 
 
 def test_every_family_that_has_an_architecture_there_is_converted_here() -> None:

@@ -163,3 +163,54 @@ def test_a_call_that_is_cut_off_is_not_on_the_tape() -> None:
         handle.remove()
         model([IDS])
     torch.testing.assert_close(one(tape), one(taped(model, [IDS])))
+
+
+def test_an_encoder_and_a_decoder() -> None:
+    """Three kinds of attention, each where it belongs; with a cache the target's steps are joined."""
+    full, causal, cross = (spec.Attention(4, 2, mask=m) for m in (spec.Full(), spec.Causal(), spec.Full()))
+    stacks = [
+        spec.Stack((spec.Block(mixer, spec.Plain(24), spec.RMS(), cross=own),), layers)
+        for mixer, own, layers in ((full, None, 3), (causal, cross, 2))
+    ]
+    model = Transformer(spec.Model(31, 16, stacks[1], stacks[0])).eval()
+    with record(model) as tape:
+        model([IDS], [[9, 8, 7]])
+    for found, layers, shape in (
+        (tape.encoder, 3, (4, 7, 7)),
+        (tape.attention, 2, (4, 3, 3)),
+        (tape.cross, 2, (4, 3, 7)),
+    ):
+        assert [tuple(x.shape) for x in found] == [shape] * layers  # type: ignore[union-attr]
+        for layer in found:
+            torch.testing.assert_close(layer.sum(-1), torch.ones(shape[:2]))  # type: ignore[union-attr]
+    with record(model) as steps, torch.no_grad():
+        cache = model.new_cache(memory=model.encode([IDS]))
+        for token in (9, 8, 7):
+            stream, batch = model.batch([[token]], cache=cache)
+            model.states(stream, batch, cache)
+    for whole, joined in ((tape.attention, steps.attention), (tape.cross, steps.cross)):
+        torch.testing.assert_close(joined, whole, **CLOSE)
+    with record(model) as several:
+        model([IDS, IDS[:2]], [[9], [8, 7]])
+    assert [[tuple(x.shape) for x in layer] for layer in several.cross] == [[(4, 1, 7), (4, 2, 2)]] * 2
+
+
+def test_layers_that_share_their_weights_are_told_apart() -> None:
+    block = spec.Block(spec.Attention(4, 2), spec.Plain(24), spec.RMS())
+    model = Transformer(spec.Model(31, 16, spec.Stack((block,), 3, shared=True))).eval()
+    with record(model) as tape:
+        model([IDS])
+    assert len(one(tape)) == 3
+    assert not torch.allclose(one(tape)[0], one(tape)[2])
+
+
+def test_what_was_not_there_to_record() -> None:
+    with record(tiny()) as tape:
+        pass
+    with pytest.raises(InputError, match="ran 0 times"):
+        _ = tape.encoder
+    model = tiny()
+    with record(model) as tape:
+        model([IDS])
+    with pytest.raises(InputError, match="no cross-attention"):
+        _ = tape.cross

@@ -5,7 +5,7 @@ import torch
 
 from qkv import spec
 from qkv.nn import norm, position  # noqa: F401  (importing registers their parts)
-from qkv.nn.attention import Attention
+from qkv.nn.attention import Attention, CrossAttention
 from qkv.nn.batch import Batch
 from qkv.nn.cache import Stream
 from qkv.nn.parts import build
@@ -84,3 +84,17 @@ def test_dropout_in_training_only() -> None:
     assert torch.equal(part(x, BATCH, Stream()), part(x, BATCH, Stream()))
     part.train()
     assert not torch.equal(part(x, BATCH, Stream()), part(x, BATCH, Stream()))
+
+
+def test_cross_attention_is_torchs() -> None:
+    own = CrossAttention(spec.Attention(4, 4, mask=spec.Full(), qkv_bias=True, out_bias=True), 16)
+    theirs = torch.nn.MultiheadAttention(16, 4, batch_first=True)
+    theirs.load_state_dict(
+        {f"in_proj_{k}": torch.cat([getattr(layer, k) for layer in (own.q, own.k, own.v)]) for k in ("weight", "bias")}
+        | {f"out_proj.{k}": getattr(own.out, k) for k in ("weight", "bias")}
+    )
+    source = Batch([3, 8, 1], [0, 0, 0], torch.device("cpu"))
+    x, states = torch.randn(14, 16), torch.randn(12, 16)
+    out = own(x, BATCH, own.remember(states, source))
+    for row, seen, found in zip(BATCH.split(x), source.split(states), BATCH.split(out), strict=True):
+        torch.testing.assert_close(found[None], theirs(row[None], seen[None], seen[None])[0])

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from qkv import spec
+from qkv.errors import InputError
 from qkv.nn import attention, mlp, norm  # noqa: F401  (importing registers their parts)
 from qkv.nn.batch import Batch
-from qkv.nn.block import PLACES
-from qkv.nn.cache import Contiguous, Stream
+from qkv.nn.block import CROSSING, PLACES
+from qkv.nn.cache import Contiguous, Memory, Stream
 from qkv.nn.parts import build
 
 Equation = Callable[[Any, Callable[[Tensor], Tensor], Tensor], Tensor]  # the block, its mixer, x
@@ -51,6 +52,33 @@ def test_the_equation(place: str) -> None:
     block, x, batch = made(place), torch.randn(5, 8), Batch([2, 3], [0, 0], torch.device("cpu"))
     expected = EQUATIONS[place](block, lambda y: block.mixer(y, batch, Stream()), x)
     torch.testing.assert_close(block(x, batch, Stream()), expected)
+
+
+def crossing(
+    b: Any, mix: Callable[[Tensor], Tensor], look: Callable[[Tensor], Tensor], x: Tensor, place: str
+) -> Tensor:
+    parts = ((mix, b.mixer_norm), (look, b.cross_norm), (b.mlp, b.mlp_norm))
+    for part, own in parts:
+        x = own(x + part(x)) if place == "post" else x + part(own(x))
+    return x
+
+
+@pytest.mark.parametrize("place", CROSSING)
+def test_the_equation_with_cross_attention(place: str) -> None:
+    cross = spec.Attention(2, 1, mask=spec.Full())
+    block = build(spec.Block(spec.Attention(2, 2), spec.Plain(12), spec.LayerNorm(), place, cross=cross), 8)  # type: ignore[arg-type]
+    for weight in block.parameters():
+        torch.nn.init.normal_(weight)
+    x, batch = torch.randn(5, 8), Batch([2, 3], [0, 0], torch.device("cpu"))
+    memory = Memory(torch.randn(6, 8), Batch([4, 2], [0, 0], torch.device("cpu")))
+    fixed = block.cross.remember(memory.states, memory.batch)
+    expected = crossing(
+        block, lambda y: block.mixer(y, batch, Stream()), lambda y: block.cross(y, batch, fixed), x, place
+    )
+    torch.testing.assert_close(block(x, batch, block.passing(memory)), expected)
+    torch.testing.assert_close(block(x, batch, block.new_storage(9, memory)), expected)
+    with pytest.raises(InputError, match="give `memory`"):
+        block.passing()
 
 
 def test_there_is_a_class_for_each_place() -> None:

@@ -254,3 +254,60 @@ def test_what_is_held_is_of_the_weights_precision_and_carries_no_gradient() -> N
         assert layer.k is not None
         assert layer.k.dtype == torch.bfloat16
         assert not layer.k.requires_grad
+
+
+# --- what an encoder has made ---------------------------------------------------------------------------------------
+
+
+def seq2seq(position: spec.Relative | None = None) -> Transformer:
+    """An encoder and a decoder of two layers; with `position`, one for all layers of each."""
+    full, causal = (spec.Attention(4, 2, mask=mask) for mask in (spec.Full(), spec.Causal()))
+    cross = spec.Attention(4, 1, mask=spec.Full())
+    kept = [
+        spec.Stack((spec.Block(mixer, spec.Plain(24), spec.RMS(), cross=own),), 2, spec.RMS(), position=position)
+        for mixer, own in ((full, None), (causal, cross))
+    ]
+    model = Transformer(spec.Model(VOCAB, 16, kept[1], kept[0], start=0)).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(torch.randn_like(weight) * 0.5)
+    return model
+
+
+texts = st.lists(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=7), min_size=1, max_size=3)
+
+
+@given(pieces=cuttings(), data=st.data())
+@pytest.mark.parametrize("position", [None, spec.RelativeBias(8, 6)], ids=repr)
+def test_a_memory_in_any_order(
+    position: spec.Relative | None, pieces: list[list[list[int]]], data: st.DataObject
+) -> None:
+    """Encoded once, read in pieces, rows chosen anew in between."""
+    model, rows = seq2seq(position), len(pieces[0])
+    sources = data.draw(st.lists(texts.map(lambda t: t[0]), min_size=rows, max_size=rows), label="sources")
+    order = data.draw(st.lists(st.integers(0, rows - 1), min_size=1, max_size=4), label="order")
+    with torch.no_grad():
+        cache = model.new_cache(memory=model.encode(sources))
+        stream, batch = model.batch(pieces[0], cache=cache)
+        model.states(stream, batch, cache)
+        cache.select(order)
+        later = [[1 + i, 2] for i in range(len(order))]
+        stream, batch = model.batch(later, cache=cache)
+        found = batch.split(model.logits(model.states(stream, batch, cache)))
+        for i, row in enumerate(order):
+            expected = model([sources[row]], [pieces[0][row] + later[i]])[0][-2:]
+            torch.testing.assert_close(found[i], expected, **CLOSE)
+
+
+def test_a_memory_is_for_as_many_sequences() -> None:
+    model = seq2seq()
+    cache = model.new_cache(memory=model.encode([[1, 2], [3]]))
+    assert cache.nbytes == 2 * 2 * 2 * 2 * 4 * 4  # layers · k and v · sequences · slots · head_dim · bytes
+    stream, batch = model.batch([[1]], cache=cache)
+    with pytest.raises(InputError, match="1 targets for 2 sequences that were encoded"):
+        model.states(stream, batch, cache)
+
+
+def test_a_decoder_beside_an_encoder_needs_its_states() -> None:
+    with pytest.raises(InputError, match="give `memory`, which `encode` makes"):
+        seq2seq().new_cache()

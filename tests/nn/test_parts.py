@@ -137,5 +137,5 @@ def test_a_value_without_a_class_is_named() -> None:
 
 
 def test_build_knows_every_part_whatever_was_imported() -> None:
-    code = "from qkv import spec; from qkv.nn.parts import build; build(spec.LMHead(), 9, 4); build(spec.RMS(), 4)"
+    code = "from qkv import spec; from qkv.nn.parts import build; build(spec.LMHead(), 9, 4, 4); build(spec.RMS(), 4)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qkv import spec
-from qkv.errors import InputError
+from qkv.errors import ConfigError, InputError
 from qkv.nn.attention import Attention
 from qkv.nn.batch import Batch
 from qkv.nn.cache import Stream
@@ -31,7 +31,7 @@ def whole(place: spec.Place, mixer: spec.Attention, activation: spec.Activation)
     norm = spec.LayerNorm() if place == "post" else spec.RMS(one_plus=True)
     embed = spec.Embed(spec.Learned(20), scale=2.0, norm=norm)
     stack = spec.Stack((spec.Block(mixer, mlp, norm, place),), 2, norm, embed)
-    return spec.Model(VOCAB, 16, stack, spec.LMHead(tied=place == "pre", bias=True, softcap=9.0))
+    return spec.Model(VOCAB, 16, stack, head=spec.LMHead(tied=place == "pre", bias=True, softcap=9.0))
 
 
 WHOLE = {
@@ -196,3 +196,110 @@ def test_tied_logits_follow_the_embedding() -> None:
     with torch.no_grad():
         model.decoder.embed.tokens.weight.zero_()
     assert not model(IDS).any()
+
+
+# --- encoders, and encoders with decoders ---------------------------------------------------------------------------
+
+
+def two_stacks(**how: Any) -> spec.Model:
+    """Post-norm, learned positions, one table unless said otherwise."""
+    stacks = [
+        spec.Stack(
+            (spec.Block(spec.Attention(4, 4, mask=mask), spec.Plain(24), spec.LayerNorm(), "post", cross=cross),),
+            2,
+            embed=spec.Embed(spec.Learned(9)),
+        )
+        for mask, cross in ((spec.Full(), None), (spec.Causal(), spec.Attention(4, 4, mask=spec.Full())))
+    ]
+    return spec.Model(VOCAB, 16, stacks[1], stacks[0], **{"start": 1, **how})
+
+
+def encoder(head: spec.Head, **embed: Any) -> Transformer:
+    block = spec.Block(spec.Attention(4, 4, mask=spec.Full()), spec.Plain(24), spec.LayerNorm(), "post")
+    stack = spec.Stack((block,), 2, embed=spec.Embed(**embed))
+    return Transformer(spec.Model(VOCAB, 16, encoder=stack, head=head)).eval()
+
+
+def test_a_target_is_read_by_the_decoder_and_the_ids_by_the_encoder() -> None:
+    model = Transformer(two_stacks()).eval()
+    unequal = model([[1, 2, 3], [30]], [[5], [6, 7]])
+    assert [tuple(x.shape) for x in unequal] == [(1, VOCAB), (2, VOCAB)]
+    both = model(IDS, torch.tensor([[5, 4], [6, 7]]))
+    assert both.shape == (2, 2, VOCAB)
+    torch.testing.assert_close(both[0, :1], model([[1, 2, 3]], [[5]])[0])
+    memory = model.encode([[1, 2, 3]])
+    stream, batch = model.batch([[5]])
+    torch.testing.assert_close(model.logits(model.states(stream, batch, memory=memory)), both[0, :1])
+
+
+def test_without_a_target_the_decoder_reads_the_ids_behind_the_start() -> None:
+    model = Transformer(two_stacks()).eval()
+    torch.testing.assert_close(model(IDS), model(IDS, torch.tensor([[1, 1, 2], [1, 30, 0]])))
+    torch.testing.assert_close(model([[4, 5]]), model([[4, 5]], [[1, 4]]))
+    with pytest.raises(ConfigError, match="names no start token"):
+        Transformer(two_stacks(start=None))(IDS)
+
+
+def test_one_table_or_two() -> None:
+    shared, own = (Transformer(two_stacks(one_table=one)) for one in (True, False))
+    assert shared.decoder.embed.tokens is shared.encoder.embed.tokens
+    assert own.decoder.embed.tokens is not own.encoder.embed.tokens
+    assert sum(p.numel() for p in own.parameters()) - sum(p.numel() for p in shared.parameters()) == VOCAB * 16
+
+
+def test_what_does_not_belong_together_is_refused() -> None:
+    decoder, alone = tiny(), encoder(spec.States())
+    for call, said in (
+        (lambda: decoder(IDS, IDS), "a target is for a model with encoder and decoder"),
+        (lambda: decoder(IDS, segments=IDS), "has no segments"),
+        (lambda: decoder.encode(IDS), "has no encoder"),
+        (lambda: alone(IDS, cache=alone.new_cache()), "can't be fed step by step"),
+        (lambda: alone.logits(torch.randn(1, 16)), "head is States: it does not continue a text"),
+        (lambda: Transformer(two_stacks())(IDS, [[1] * 10] * 2), "10 tokens is longer than this model's 9"),
+    ):
+        with pytest.raises((InputError, ConfigError), match=said):
+            call()
+
+
+def test_the_weights_of_one_block_in_all_layers() -> None:
+    block = spec.Block(spec.Attention(4, 2), spec.Gated(24), spec.RMS())
+    model = Transformer(spec.Model(VOCAB, 16, spec.Stack((block,), 3, shared=True))).eval()
+    assert len(model.decoder.blocks) == 1
+    unrolled = Transformer(spec.Model(VOCAB, 16, spec.Stack((block,), 3))).eval()
+    unrolled.decoder.embed.load_state_dict(model.decoder.embed.state_dict())
+    for layer in unrolled.decoder.blocks:
+        layer.load_state_dict(model.decoder.blocks[0].state_dict())
+    torch.testing.assert_close(model(IDS), unrolled(IDS))
+    cache = model.new_cache()
+    assert len(cache.layers) == 3
+    steps = [model(IDS[:, i : i + 1], cache=cache) for i in range(3)]
+    torch.testing.assert_close(torch.cat(steps, 1), model(IDS).detach())
+
+
+def test_one_position_scheme_for_all_layers() -> None:
+    block = spec.Block(spec.Attention(4, 2), spec.Gated(24), spec.RMS())
+    position = spec.RelativeBias(8, 6)
+    model = Transformer(spec.Model(VOCAB, 16, spec.Stack((block,), 3, position=position))).eval()
+    assert len({id(layer.mixer.position) for layer in model.decoder.blocks}) == 1
+    assert [name for name, _ in model.named_parameters() if "position" in name] == ["decoder.position.weight"]
+    for same in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(same(IDS), model(IDS))
+        assert same.decoder.blocks[2].mixer.position is same.decoder.position
+
+
+def test_segments_in_the_form_of_the_ids() -> None:
+    model = encoder(spec.States(), segments=2)
+    kinds = torch.tensor([[0, 0, 1], [0, 1, 1]])
+    one, two = model(IDS, segments=kinds), model(IDS.tolist(), segments=kinds.tolist())
+    torch.testing.assert_close(list(one), two)
+    assert not torch.allclose(one, model(IDS))
+    with pytest.raises(InputError, match=r"segments must have the lengths of the ids, \[3, 3\], got \[3, 2\]"):
+        model(IDS, segments=[[0, 0, 1], [0, 1]])
+
+
+def test_one_answer_a_sequence_at_the_edge() -> None:
+    model = encoder(spec.Classify(("a", "b", "c")))
+    assert model(IDS).shape == (2, 3)
+    assert [tuple(x.shape) for x in model([[1, 2, 3], [4]])] == [(3,), (3,)]
+    pair = encoder(spec.Heads((spec.MaskedLM(spec.LayerNorm()), spec.Classify(("a", "b")))))
+    assert [tuple(x.shape) for x in pair(IDS)] == [(2, 3, VOCAB), (2, 2)]
