@@ -16,7 +16,9 @@ import typer
 from qkv.cli.chat import chat
 from qkv.cli.console import fail, note
 from qkv.cli.diff import diff
+from qkv.cli.embed import embed
 from qkv.cli.generate import generate
+from qkv.cli.predict import predict
 from qkv.cli.pull import pull
 from qkv.cli.show import show
 from qkv.cli.tokenize import tokenize
@@ -33,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (generate, chat, show, diff, pull, tokenize, verify):
+for verb in (generate, chat, embed, predict, show, diff, pull, tokenize, verify):
     app.command()(verb)
 
 

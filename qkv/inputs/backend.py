@@ -17,6 +17,7 @@ import tokenizers
 from tokenizers import Encoding, models
 
 from qkv.errors import InputError, QkvError, TokenizerError
+from qkv.inputs.encoded import Pieces, frame
 from qkv.inputs.worker import Worker, WorkerError, serve
 
 _MEMORY = 2 * 2**30  # bytes of address space for a worker that holds one tokenizer
@@ -39,7 +40,9 @@ def native(what: str) -> Iterator[None]:
 
 
 class Backend:
-    """A `tokenizers.Tokenizer`, which it takes over: no truncation, no padding, no special token read from text."""
+    """A `tokenizers.Tokenizer`, which it takes over: no truncation, no padding, no special token read from text.
+
+    `frame` and `pair_frame` are what its post-processor puts around a text, and around two."""
 
     def __init__(self, raw: tokenizers.Tokenizer) -> None:
         raw.no_truncation()
@@ -50,7 +53,7 @@ class Backend:
         self._start, self._middle = raw.pre_tokenizer, _without_first_prefix(raw)
         with native("the tokenizer"):
             unknown = _unknown_id(raw)
-            self._frames = bool(raw.encode("").ids)
+            self.frame, self.pair_frame = frame(raw, 1), frame(raw, 2)
         special = {token.content: id for id, token in raw.get_added_tokens_decoder().items() if token.special}
         # A token of one character may be that character's only spelling (CLIP's padding is "!").
         self._forbidden = frozenset(id for content, id in special.items() if len(content) > 1 and id != unknown)
@@ -64,19 +67,25 @@ class Backend:
         `add` puts the post-processor's tokens (BOS, [CLS] …) around each. `middle` encodes as if other text came
         before: without the space that SentencePiece's kind puts before the first word.
         """
-        if set(map(type, texts)) - {str}:  # the library would take a pair of texts for one input
-            for text in texts:
-                check_text(text)
-        with native("the tokenizer can't encode this text"), self._lock:
-            encodings = [self._plain(text, found) for text, found in zip(texts, self._run(texts, middle), strict=True)]
-            if add and self._frames:
-                encodings = [self.raw.post_process(encoding, None, True) for encoding in encodings]
-            return [encoding.ids for encoding in encodings]
+        found = [[id for _, part in parts for id in part.ids] for parts in self._parts(texts, middle)]
+        return [self.frame.ids(ids) for ids in found] if add else found
+
+    def pieces(self, texts: Sequence[str], *, middle: bool = False) -> list[Pieces]:
+        """The same tokens, each with the characters and the word that it comes from."""
+        return [Pieces.of(parts) for parts in self._parts(texts, middle)]
 
     def json(self) -> str:
         """What goes into tokenizer.json."""
         with native("the tokenizer can't be written as JSON"), self._lock:
             return str(self.raw.to_str(pretty=True))
+
+    def _parts(self, texts: Sequence[str], middle: bool) -> list[list[tuple[int, Encoding]]]:
+        """Each text as its parts (mostly one): where it begins, and its tokens."""
+        if set(map(type, texts)) - {str}:  # the library would take a pair of texts for one input
+            for text in texts:
+                check_text(text)
+        with native("the tokenizer can't encode this text"), self._lock:
+            return [self._plain(text, found) for text, found in zip(texts, self._run(texts, middle), strict=True)]
 
     def _run(self, texts: Sequence[str], middle: bool) -> list[Encoding]:
         self.raw.pre_tokenizer = self._middle if middle else self._start
@@ -92,20 +101,21 @@ class Backend:
         finally:
             self.raw.pre_tokenizer = self._start
 
-    def _plain(self, text: str, encoding: Encoding) -> Encoding:
+    def _plain(self, text: str, encoding: Encoding) -> list[tuple[int, Encoding]]:
         """Unigram and word-level models know their special tokens as words: cut such words in two."""
         self._check_dropped(text, encoding)
         if self._forbidden.isdisjoint(encoding.ids):
-            return encoding
+            return [(0, encoding)]
         cuts = [0, *(match.start() + 1 for match in self._special_text.finditer(text)), len(text)]
-        parts = [text[a:b] for a, b in pairwise(cuts) if a < b]
-        merged = Encoding.merge([*self._run(parts[:1], False), *self._run(parts[1:], True)], True)
-        for id in self._forbidden.intersection(merged.ids):
+        places = [(a, b) for a, b in pairwise(cuts) if a < b]
+        texts = [text[a:b] for a, b in places]
+        parts = [*self._run(texts[:1], False), *self._run(texts[1:], True)]
+        for id in self._forbidden.intersection(id for part in parts for id in part.ids):
             raise TokenizerError(
                 f"this tokenizer has no plain spelling of its special token {self.raw.id_to_token(id)!r}; "
                 "take it out of the text"
             )
-        return merged
+        return [(at, part) for (at, _), part in zip(places, parts, strict=True)]
 
     def _check_dropped(self, text: str, encoding: Encoding) -> None:
         if self._missing_bytes and not self._missing_bytes.isdisjoint(text.encode()):
@@ -143,13 +153,21 @@ class Isolated(Backend):
         self._worker = Worker("qkv.inputs.backend", {"tokenizer": source}, _LOAD_SECONDS)
 
     def encode(self, texts: Sequence[str], *, add: bool = False, middle: bool = False) -> list[list[int]]:
+        ids: list[list[int]] = self._call(texts, do="encode", add=add, middle=middle)
+        return ids
+
+    def pieces(self, texts: Sequence[str], *, middle: bool = False) -> list[Pieces]:
+        rows = self._call(texts, do="pieces", middle=middle)
+        return [Pieces(ids, [(start, end) for start, end in offsets], words) for ids, offsets, words in rows]
+
+    def _call(self, texts: Sequence[str], **request: object) -> list[Any]:
         for text in texts:
             check_text(text)
         if not texts:
             return []
         seconds = _BASE_SECONDS + sum(map(len, texts)) / _CHARACTERS_A_SECOND
         try:
-            reply = self._worker.call({"texts": list(texts), "add": add, "middle": middle}, seconds)
+            reply = self._worker.call({"texts": list(texts), **request}, seconds)
         except WorkerError as error:
             raise TokenizerError(
                 f"the tokenizer was stopped: {error}. What qkv doesn't know to be harmless in it: "
@@ -157,8 +175,8 @@ class Isolated(Backend):
             ) from None
         if "failed" in reply:
             raise TokenizerError(reply["failed"])
-        ids: list[list[int]] = reply["ids"]
-        return ids
+        done: list[Any] = reply["done"]
+        return done
 
     def json(self) -> str:
         return self._source
@@ -248,8 +266,10 @@ def main() -> None:
                     loaded.append(Backend(tokenizers.Tokenizer.from_str(request["tokenizer"])))
             elif not loaded:
                 return {"failed": failure}
+            elif request.pop("do") == "encode":
+                return {"done": loaded[0].encode(**request)}
             else:
-                return {"ids": loaded[0].encode(**request)}
+                return {"done": [(p.ids, p.offsets, p.words) for p in loaded[0].pieces(**request)]}
         except QkvError as error:
             failure = str(error)
             return {"failed": failure}

@@ -50,9 +50,9 @@ class Controls:
     def __init__(self, added: Mapping[int, AddedToken]) -> None:
         self._ids = {token.content: id for id, token in added.items()}
         self.ids = {token.content: id for id, token in added.items() if token.special}
-        self._find = _finder(added.values())
+        self._find = finder(added.values())
         special = sorted({_lower(content) for content in self.ids})  # a template may change the case
-        self._find_typed = _finder([AddedToken(content, normalized=False) for content in special])
+        self._find_typed = finder([AddedToken(content, normalized=False) for content in special])
         self._first = {content[0] for content in special}
         # Only pieces with punctuation: a word like "system" may well be the beginning of a token, and is no threat.
         self._starts = {s[:n] for s in special for n in range(1, len(s)) if not s[:n].isalnum()}
@@ -127,7 +127,7 @@ class Controls:
         return [part for part in (*parts, marked.remove(restored[at:])) if part != ""]
 
 
-def _finder(tokens: Iterable[AddedToken]) -> Callable[[str], list[tuple[int, int, str]]]:
+def finder(tokens: Iterable[AddedToken]) -> Callable[[str], list[tuple[int, int, str]]]:
     """Finds added tokens as the library does: start, end (with the spaces that a token claims), and the token."""
     raw = Tokenizer(models.BPE())  # an empty vocabulary: nothing but the added tokens comes out
     raw.add_tokens(list(tokens))

@@ -120,8 +120,9 @@ def _text(file: Path) -> str:
         raise TokenizerError(f"{file} isn't UTF-8: {error}") from None
 
 
-def write(folder: Path, source: str, names: Mapping[str, str], templates: Mapping[str, str]) -> None:
-    """Write the files that `read` and transformers' AutoTokenizer load; templates of an earlier save don't stay."""
+def write(folder: Path, source: str, names: Mapping[str, str], templates: Mapping[str, str], segments: bool) -> None:
+    """Write the files that `read` and transformers' AutoTokenizer load; templates of an earlier save don't stay.
+    `segments`: say that the model takes token types, which the generic class leaves out otherwise."""
     for name in templates:
         if not _TEMPLATE_NAME.fullmatch(name):
             raise TokenizerError(f"the chat template's name {name!r} can't be a file's")
@@ -129,6 +130,8 @@ def write(folder: Path, source: str, names: Mapping[str, str], templates: Mappin
     write_text(folder / "tokenizer.json", source)
     # The generic class takes tokenizer.json as it is. A model's own class would rebuild parts of it by its own rules.
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **names}
+    if segments:
+        config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     write_json(folder / "tokenizer_config.json", config)
     write_json(folder / "special_tokens_map.json", names)
     for stale in ((folder / _TEMPLATE), *(folder / _TEMPLATES).glob("*.jinja")):

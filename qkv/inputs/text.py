@@ -11,8 +11,9 @@ from tokenizers import AddedToken
 
 from qkv.errors import InputError, TokenizerError
 from qkv.inputs import folder, template
-from qkv.inputs.backend import Backend, native
-from qkv.inputs.chat import Controls, Marked
+from qkv.inputs.backend import Backend, check_text, native
+from qkv.inputs.chat import Controls, Marked, finder
+from qkv.inputs.encoded import Encoded, Frame, Pieces
 from qkv.inputs.stream import StreamDecoder
 
 Token = int | str  # an id, or the token itself
@@ -128,6 +129,38 @@ class Tokenizer:
             raise InputError("encode_batch takes a list of texts; encode takes one")
         return self._backend.encode(list(texts), add=special)
 
+    def encode_with_offsets(self, text: str, second: str | None = None) -> Encoded:
+        """A text, or two, framed as the tokenizer does ([CLS] a [SEP] b [SEP] …): beside the ids the token types, and
+        where in which text each token comes from. Raises as `encode`."""
+        texts = [text] if second is None else [text, second]
+        return self.frame(len(texts)).join(*self.pieces(texts))
+
+    def pieces(self, texts: Iterable[str]) -> list[Pieces]:
+        """The tokens of each text and where they come from, without special ones. `frame` puts these around."""
+        return self._backend.pieces(list(texts))
+
+    def frame(self, texts: int = 1) -> Frame:
+        """What this tokenizer puts around one text, or around two."""
+        return self._backend.frame if texts == 1 else self._backend.pair_frame
+
+    def masked_pieces(self, text: str) -> Pieces:
+        """As `pieces`, but where the text says this tokenizer's mask token ([MASK], <mask>), it is meant: the one
+        special token that is read from a text, for what asks to fill it in. TokenizerError: there is none."""
+        if self.mask is None:
+            raise TokenizerError("this tokenizer has no mask token, so there is nothing that a model could fill in")
+        check_text(text)
+        masks, at, spans = [], 0, []
+        for start, end, _ in finder([self._raw.get_added_tokens_decoder()[self.mask]])(text):
+            masks.append((start, Pieces([self.mask], [(0, end - start)], [0])))
+            spans.append((at, start))
+            at = end
+        spans = [(start, end) for start, end in [*spans, (at, len(text))] if start < end]
+        texts = [text[start:end] for start, end in spans]
+        first = sum(start == 0 for start, _ in spans)
+        found = [*self._backend.pieces(texts[:first]), *self._backend.pieces(texts[first:], middle=True)]
+        places = [(start, pieces) for (start, _), pieces in zip(spans, found, strict=True)]
+        return Pieces.join(sorted([*places, *masks], key=lambda part: part[0]))
+
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of ids. Raises InputError for an id that no token has."""
         ids = [*ids]
@@ -211,9 +244,11 @@ class Tokenizer:
             raise TokenizerError(f"no chat template is named {name!r}; there are: {', '.join(self.chat_templates)}")
         return self.chat_templates[name]
 
-    def save(self, path: str | Path) -> None:
-        """Write the folder that `from_folder` and transformers' AutoTokenizer read. It keeps only the first `eos`."""
-        folder.write(Path(path), self._backend.json(), self._names, self.chat_templates)
+    def save(self, path: str | Path, *, segments: bool = False) -> None:
+        """Write the folder that `from_folder` and transformers' AutoTokenizer read. It keeps only the first `eos`.
+
+        `segments`: the model reads token types, so transformers must get them; without it they all count as 0 there."""
+        folder.write(Path(path), self._backend.json(), self._names, self.chat_templates, segments)
 
 
 def _find(raw: tokenizers.Tokenizer, token: Token, role: str) -> int:

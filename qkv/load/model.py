@@ -97,7 +97,7 @@ def save_model(
     generation = {**_tokenizer_ids(tokenizer), **(generation or {})}
     save_sharded(target, export(model, family), max_shard_bytes)
     if tokenizer is not None:
-        tokenizer.save(target)
+        tokenizer.save(target, segments=model.spec.stacks[0].embed.segments > 1)
     if generation:
         write_json(target / "generation_config.json", generation)
     if isinstance(model.spec.head, spec.Pool):

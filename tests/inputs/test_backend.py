@@ -167,6 +167,10 @@ def test_isolated_gives_the_same_ids() -> None:
     for add in (False, True):
         assert apart.encode(TEXTS, add=add) == backend.encode(TEXTS, add=add)
     assert apart.encode(["a"], middle=True) == backend.encode(["a"], middle=True)
+    assert apart.pieces(TEXTS) == backend.pieces(TEXTS)
+    assert apart.pieces(["a"], middle=True) == backend.pieces(["a"], middle=True)
+    assert apart.pieces([]) == []
+    assert apart.pair_frame == backend.pair_frame
     assert apart.encode([]) == []
     with pytest.raises(InputError, match="surrogate"):
         apart.encode(["\ud800"])
@@ -178,6 +182,8 @@ def test_isolated_names_what_it_stopped() -> None:
     apart = isolated(raw)
     with pytest.raises(TokenizerError, match=r"took more than .* s\..*a reason.*trust=True"):
         apart.encode(["a" * 100_000])
+    with pytest.raises(TokenizerError, match=r"took more than"):
+        apart.pieces(["a" * 100_000])
     assert apart.encode(["ab"]) == [[0]]
 
 

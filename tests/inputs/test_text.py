@@ -252,6 +252,16 @@ def test_an_older_folders_map_overrules_its_config(tmp_path: Path) -> None:
     assert Tokenizer.from_folder(tmp_path).eos == (theirs(tmp_path).eos_token_id,) == (1,)
 
 
+@pytest.mark.parametrize("segments", [False, True])
+def test_transformers_gets_token_types_for_a_model_that_reads_them(
+    segments: bool, tokenizers: dict[str, Tokenizer], tmp_path: Path
+) -> None:
+    tokenizer = tokenizers["wordpiece"]
+    tokenizer.save(tmp_path, segments=segments)
+    got = theirs(tmp_path)("one", "two")
+    assert got.get("token_type_ids") == (tokenizer.encode_with_offsets("one", "two").segments if segments else None)
+
+
 def test_a_special_token_keeps_its_flags(tmp_path: Path) -> None:
     raw, _ = small()
     raw.add_special_tokens([AddedToken("<x>", rstrip=True, normalized=False)])

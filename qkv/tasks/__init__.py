@@ -1,0 +1,1 @@
+"""What people do with an encoder: embed, classify, tag, answer, fill in."""
