@@ -4,7 +4,7 @@ from typing import Any
 
 from qkv.families.config import Reader
 from qkv.families.family import Family, Row, pair
-from qkv.families.heads import decoders
+from qkv.families.heads import decoders, dropout_of
 from qkv.families.layers import BLOCK, must_be
 from qkv.spec import Alibi, Attention, Block, Causal, Embed, LayerNorm, LMHead, Model, Plain, Stack
 
@@ -79,10 +79,12 @@ WEIGHTS = (
     *pair("transformer.ln_f", "decoder.norm"),
 )
 
+TAG_DROPOUT = dropout_of("classifier_dropout", "hidden_dropout", default=0.0)
+
 FAMILY = Family(
     name="bloom",
     title="BLOOM",
-    architectures=decoders("Bloom", tags="classifier", dropout=("classifier_dropout", "hidden_dropout")),
+    architectures=decoders("Bloom", tags="classifier", dropout=TAG_DROPOUT),
     read=read,
     write=write,
     weights=WEIGHTS,
@@ -93,6 +95,8 @@ FAMILY = Family(
         "untied": {"tie_word_embeddings": False},
         "heads not a power of two": {"hidden_size": 36, "n_head": 6},
         "one head": {"n_head": 1},
+        "tags, their dropout": {"architectures": ["BloomForTokenClassification"], "classifier_dropout": 0.3},
+        "tags, the blocks' dropout": {"architectures": ["BloomForTokenClassification"], "hidden_dropout": 0.2},
         "of its release": {"n_embed": 32, "seq_length": 64, "offset_alibi": 100, "n_inner": None, "pretraining_tp": 2},
     },
 )

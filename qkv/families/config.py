@@ -169,12 +169,12 @@ PROBLEMS = {
 }
 
 
-def read_labels(config: Reader) -> tuple[str, ...]:
-    """`id2label`, or as many as `num_labels` says (transformers' default: two). ConfigError: they don't agree."""
+def read_labels(config: Reader, default: int = 2) -> tuple[str, ...]:
+    """`id2label`, or as many as `num_labels` says (else transformers' default). ConfigError: they don't agree."""
     count = config.whole("num_labels", "_num_labels", default=None)
     names = config.get("id2label", default=None)
     if names is None:
-        return tuple(f"LABEL_{i}" for i in range(2 if count is None else count))
+        return tuple(f"LABEL_{i}" for i in range(default if count is None else count))
     if not isinstance(names, Mapping) or {str(k) for k in names} != {str(i) for i in range(len(names))}:
         raise config.wrong("id2label", f"must name the labels 0, 1, 2, …, got {names!r:.80}")
     by_id = {str(k): v for k, v in names.items()}

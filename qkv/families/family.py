@@ -26,11 +26,14 @@ class Row:
 
     `{i}` stands for the layer. Several names on our side: their rows one after another in the checkpoint's tensor.
     `via`: named transforms (`qkv.load.transforms`), applied in order on the way in and undone on the way out.
-    A row whose target a model doesn't have (no bias, tied head) is not expected of its checkpoint."""
+    A row whose target a model doesn't have (no bias, tied head) is not expected of its checkpoint. `beside` and
+    `without`: a parameter that the model must have too, or must not have, where one of ours has several names there."""
 
     theirs: str
     ours: str | tuple[str, ...]
     via: tuple[str, ...] = ()
+    beside: str = ""
+    without: str = ""
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -137,13 +140,14 @@ class Family:
     def with_head(self, config: Config, kind: type[Head], labels: Sequence[str] | None) -> Config:
         """The config of a checkpoint of the same model with another head. ConfigError: the family has none of this
         kind."""
-        architecture = self._of_kind(States if kind is Pool else kind)[0]
-        changed = {**config, "architectures": [architecture.name]}
-        if labels is None:
-            return changed
-        for key in ("num_labels", "_num_labels"):
-            changed.pop(key, None)
-        return {**changed, **write_labels(tuple(labels))}
+        said = {} if labels is None else write_labels(tuple(labels))
+        counts = () if labels is None else ("num_labels", "_num_labels")
+        kept = {key: value for key, value in config.items() if key not in counts}
+        kinds = self._of_kind(States if kind is Pool else kind)
+        configs = [{**kept, "architectures": [architecture.name], **said} for architecture in kinds]
+        # A head that always has the same labels (BERT's next sentence) is not one for others.
+        fits = (c for c in configs if labels is None or getattr(self.spec(c).head, "labels", None) == tuple(labels))
+        return next(fits, configs[0])
 
     def _of_kind(self, kind: type[Head]) -> list[Architecture]:
         found = [a for a in self.architectures if a.kind is kind]

@@ -21,12 +21,18 @@ def dropout_of(*keys: str, default: float = 0.1) -> Callable[[Reader], float]:
 
 
 def classify(
-    *, dropout: Callable[[Reader], float], pick: Picked = "first", hidden: Activation | None = None, bias: bool = True
+    *,
+    dropout: Callable[[Reader], float],
+    pick: Picked = "first",
+    hidden: Activation | None = None,
+    bias: bool = True,
+    labels: int = 2,
 ) -> Read:
-    """A classifier of whole sequences."""
+    """A classifier of whole sequences. `labels`: how many, where the config names none."""
+    default = labels
 
     def read(config: Reader) -> Head:
-        labels = read_labels(config)
+        labels = read_labels(config, default)
         return Classify(labels, read_problem(config, labels), pick, hidden, bias, dropout(config))
 
     return read
@@ -59,20 +65,23 @@ def say_dropout(head: Head) -> Config:
     return {"classifier_dropout": head.dropout} if isinstance(head, Classify | Tag) else {}
 
 
+CLASSIFIER_DROPOUT = dropout_of("classifier_dropout")
+
+
 def decoders(
     stem: str,
     *,
     lm: str | None = None,
     lm_head: str = "lm_head",
     tags: str | None = "score",
-    dropout: tuple[str, ...] = ("classifier_dropout",),
+    dropout: Callable[[Reader], float] = CLASSIFIER_DROPOUT,
 ) -> tuple[Architecture, ...]:
     """The checkpoints of a decoder-only family. `lm`: the language model's name, if it isn't as usual; `tags`: what
-    the token classifier's matrix is called (None: transformers has none), `dropout`: where its dropout is said."""
+    the token classifier's matrix is called (None: transformers has none), `dropout`: its dropout."""
     tagger = Architecture(
         f"{stem}ForTokenClassification",
         Tag,
-        tag(dropout=dropout_of(*dropout)),
+        tag(dropout=dropout),
         rows=pair(tags or "", "head.out"),
         write=say_dropout,
     )

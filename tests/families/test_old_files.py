@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from qkv import spec
 from qkv.errors import WeightError
-from tests.families.reference import case, close, each_family, filled, our_outputs
+from qkv.families.family import find
+from tests.families.reference import GENERATING, case, close, each_family, filled, our_outputs
 
 Tensors = dict[str, Tensor]
 
@@ -51,17 +53,27 @@ def test_old_files_hold_the_same_model(name: str, age: Callable[[Tensors], Tenso
 
 
 @each_family
-def test_a_tied_head_that_is_stored_beside_its_embedding(name: str) -> None:
+def test_a_tied_tensor_that_is_stored_beside_its_original(name: str) -> None:
+    kinds = (spec.LMHead, spec.MaskedLM)
+    made = case(name, next(a.name for a in find(name).architectures if a.kind in kinds))
+    family, config = made.family, {**made.config, "tie_word_embeddings": True}
+    assert family.copies
+    bare = not any(key.startswith(family.prefix) for key in made.tensors)
+    prefix = family.prefix if bare else ""
+    copies = {copy.removeprefix(prefix): original.removeprefix(prefix) for copy, original in family.copies.items()}
+    for copy, original in copies.items():
+        tensors = {key: x for key, x in made.tensors.items() if key not in copies}
+        tensors[copy] = tensors[original].clone()
+        _, notes = filled(family, config, tensors)
+        assert [copy in note and "same values" in note for note in notes] == [True]
+        with pytest.raises(WeightError, match=f"{copy} holds other values"):
+            filled(family, config, {**tensors, copy: tensors[original] + 1})
+
+
+@pytest.mark.parametrize("name", [name for name in GENERATING if len(find(name).copies) == 1])
+def test_a_head_that_is_not_there_may_be_tied(name: str) -> None:
     made = case(name, "tiny")
-    family = made.family
-    config = {**made.config, "tie_word_embeddings": True}
-    ((head, embedding),) = family.copies.items()
-    tensors = {**made.tensors, head: made.tensors[embedding].clone()}
-    ours, notes = filled(family, config, tensors)
-    assert len(notes) == 1
-    assert "same values" in notes[0]
-    assert ours.head.weight is None
-    with pytest.raises(WeightError, match=f"{head} holds other values"):
-        filled(family, config, {**tensors, head: made.tensors[embedding] + 1})
+    ((head, _),) = made.family.copies.items()
+    tensors = {key: x for key, x in made.tensors.items() if key != head}
     with pytest.raises(WeightError, match=f"{head}.*\n.*set tie_word_embeddings true"):
-        filled(family, {**config, "tie_word_embeddings": False}, {k: v for k, v in tensors.items() if k != head})
+        filled(made.family, {**made.config, "tie_word_embeddings": False}, tensors)

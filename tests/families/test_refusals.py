@@ -12,23 +12,35 @@ from qkv.families.family import find, names
 from tests.families.reference import each_family, leaves, raw
 
 KEYS = {  # what a key is called in the families, and the spec's fields that may be named in its place
-    "layers": (("num_hidden_layers", "n_layer"), "Stack.layers"),
+    "layers": (("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers"), "Stack.layers"),
     "vocab": (("vocab_size",), "Model.vocab"),
-    "dim": (("hidden_size", "n_embd"), "Model.dim"),
-    "heads": (("num_attention_heads", "n_head"), "Attention.heads|Attention.kv_heads"),
+    "dim": (("hidden_size", "n_embd", "dim", "d_model"), "Model.dim"),
+    "heads": (
+        ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads"),
+        "Attention.heads|Attention.kv_heads",
+    ),
     "kv_heads": (("num_key_value_heads",), "Attention.kv_heads"),
     "theta": (("rope_theta", "rotary_emb_base"), "Rotary.base"),
     "eps": (("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"), "RMS.eps|LayerNorm.eps"),
-    "dropout": (("attention_dropout", "attn_pdrop"), "Attention.dropout"),
-    "width": (("intermediate_size", "n_inner"), "Plain.width|Gated.width"),
+    "dropout": (
+        ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob", "dropout_rate"),
+        "Attention.dropout",
+    ),
+    "width": (("intermediate_size", "n_inner", "hidden_dim", "d_ff", "encoder_ffn_dim"), "Plain.width|Gated.width"),
     "context": (("max_position_embeddings", "n_positions"), "Learned.length|Model.context"),
     "tied": (("tie_word_embeddings",), "LMHead.tied"),
 }
+ENCODERS = {"bert", "roberta", "xlm-roberta", "distilbert", "albert", "electra", "mpnet"}
+LIKE_BART = {"bart", "mbart", "pegasus", "marian"}
+SEQ2SEQ = {"t5", "mt5", *LIKE_BART}
 WITHOUT = {  # families that have no such key
-    "kv_heads": {"gpt2", "gpt_neox", "bloom", "gpt_bigcode"},
-    "theta": {"gpt2", "gpt_bigcode", "bloom"},
+    "kv_heads": {"gpt2", "gpt_neox", "bloom", "gpt_bigcode", *ENCODERS, *SEQ2SEQ},
+    "theta": {"gpt2", "gpt_bigcode", "bloom", *ENCODERS, *SEQ2SEQ},
     "width": {"bloom"},
-    "context": {"bloom"},
+    "context": {"bloom", "t5", "mt5"},
+    "eps": {"distilbert", *LIKE_BART},
+    "heads": {"t5", "mt5"},  # any number fits: d_kv says how wide they are
+    "tied": {"electra"},  # of its first head
 }
 WRONG: dict[str, list[Any]] = {
     "layers": [10**9, 0, -1, 2.0, "2", True, [2], 2**63, 10**400],
@@ -100,7 +112,6 @@ def test_no_key_is_missed(name: str) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("is_encoder_decoder", True),
         ("add_cross_attention", True),
         ("cross_attention_hidden_size", 64),
         ("tie_encoder_decoder", True),
@@ -113,6 +124,13 @@ def test_no_key_is_missed(name: str) -> None:
 def test_what_another_kind_of_model_says(name: str, key: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=f"{key}' is .* only .* supported"):
         find(name).spec({**find(name).tiny, key: value})
+
+
+@each_family
+def test_another_number_of_stacks(name: str) -> None:
+    other = name not in SEQ2SEQ
+    with pytest.raises(ConfigError, match=f"is_encoder_decoder' is {other}.* only {not other} is supported"):
+        find(name).spec({**find(name).tiny, "is_encoder_decoder": other})
 
 
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -166,6 +184,58 @@ UNSUPPORTED: list[tuple[str, dict[str, Any], str]] = [
     ("qwen2", {"layer_types": [FULL, SLIDING, FULL]}, "use_sliding_window"),
     ("qwen2", {"use_sliding_window": True, "sliding_window": None, "layer_types": [SLIDING] * 3}, "'sliding_window'"),
     ("qwen3", {"max_window_layers": -1}, "'max_window_layers'"),
+    *[(name, {"is_decoder": True}, "'is_decoder' is True, but only False") for name in sorted(ENCODERS)],
+    *[(name, {"position_embedding_type": "relative_key"}, "'relative_key'") for name in sorted(ENCODERS)],
+    *[
+        (name, {"tie_word_embeddings": False}, "'tie_word_embeddings' is False, but only True")
+        for name in ("bert", "roberta", "xlm-roberta", "albert", "mpnet")
+    ],
+    ("bert", {"type_vocab_size": 0}, "'type_vocab_size'"),
+    ("bert", {"hidden_act": "quick_gelu"}, "'hidden_act' must be one of"),
+    ("bert", {"embedding_size": 16}, "embedding_size"),
+    ("roberta", {"max_position_embeddings": 2}, "'max_position_embeddings' must be a whole number in 3"),
+    ("roberta", {"pad_token_id": -1}, "'pad_token_id'"),
+    ("distilbert", {"dim": 32, "hidden_size": 64}, "'dim' is said twice, as 32 and 64"),
+    ("distilbert", {"layer_norm_eps": 1e-5}, "layer_norm_eps"),
+    ("distilbert", {"type_vocab_size": 2}, "type_vocab_size"),
+    ("distilbert", {"tie_weights_": False}, "'tie_weights_'"),
+    ("albert", {"num_hidden_groups": 2}, "'num_hidden_groups' is 2, but only 1"),
+    ("albert", {"inner_group_num": 2}, "'inner_group_num' is 2, but only 1"),
+    ("albert", {"net_structure_type": 1}, "'net_structure_type'"),
+    ("albert", {"layers_to_keep": [0]}, "'layers_to_keep'"),
+    ("electra", {"embedding_size": 0}, "'embedding_size'"),
+    ("mpnet", {"relative_attention_num_buckets": 16}, "'relative_attention_num_buckets' is 16, but only 32"),
+    ("mpnet", {"type_vocab_size": 2}, "type_vocab_size"),
+    ("t5", {"num_heads": 0}, "Attention.heads|'num_heads'"),
+    ("t5", {"feed_forward_proj": "gated-quick_gelu"}, "'feed_forward_proj' must be one of"),
+    ("t5", {"feed_forward_proj": "sparse-relu"}, "'feed_forward_proj' must be one of"),
+    ("t5", {"feed_forward_proj": "gated-gelu", "is_gated_act": False}, "'is_gated_act' is False, but only True"),
+    ("t5", {"dense_act_fn": "gelu_new"}, "'dense_act_fn' is 'gelu_new', but feed_forward_proj says 'relu'"),
+    ("t5", {"scale_decoder_outputs": 1}, "'scale_decoder_outputs'"),
+    ("t5", {"relative_attention_max_distance": 4}, "RelativeBias.distance"),
+    ("t5", {"relative_attention_num_buckets": 2}, "RelativeBias.buckets"),
+    ("t5", {"num_decoder_layers": 0}, "'num_decoder_layers'"),
+    ("t5", {"d_model": 32, "hidden_size": 64}, "'d_model' is said twice, as 32 and 64"),
+    ("t5", {"decoder_start_token_id": -1}, "'decoder_start_token_id'"),
+    ("t5", {"architectures": ["T5EncoderModel"], "is_encoder_decoder": 0}, "'is_encoder_decoder' is 0, but only"),
+    ("mt5", {"scale_decoder_outputs": True}, "scale_decoder_outputs"),
+    *[
+        (name, {"tie_word_embeddings": False}, "'tie_word_embeddings' is False, but only True")
+        for name in sorted(LIKE_BART - {"marian"})
+    ],
+    ("marian", {"tie_word_embeddings": False}, "'tie_word_embeddings' is False, which needs share_encoder"),
+    *[(name, {"static_position_embeddings": name in ("bart", "mbart")}, "'static_pos") for name in sorted(LIKE_BART)],
+    *[(name, {"normalize_before": name in ("bart", "marian")}, "'normalize_before'") for name in sorted(LIKE_BART)],
+    *[(name, {"normalize_embedding": name in ("pegasus", "marian")}, "'normalize_emb") for name in sorted(LIKE_BART)],
+    ("bart", {"add_bias_logits": True}, "'add_bias_logits' is True, but only False"),
+    ("bart", {"decoder_attention_heads": 3}, "Attention.heads"),
+    ("bart", {"decoder_ffn_dim": 0}, "Plain.width|'decoder_ffn_dim'"),
+    ("bart", {"activation_dropout": 1.5}, "'activation_dropout'"),
+    ("bart", {"encoder_layers": 2, "num_hidden_layers": 3}, "'encoder_layers' is said twice, as 2 and 3"),
+    ("bart", {"architectures": ["BartForCausalLM"]}, "'architectures'"),
+    ("mbart", {"architectures": ["MBartForSequenceClassification"]}, "'architectures'"),
+    ("marian", {"decoder_vocab_size": 98}, "'decoder_vocab_size' is 98, but only 97"),
+    ("mpnet", {"classifier_dropout": 0.3, "architectures": ["MPNetForMultipleChoice"]}, "'architectures'"),
 ]
 
 
