@@ -191,11 +191,12 @@ class RMS(Norm):
 
 @part
 class MLP(Part):
-    """What each token does alone. `width`: hidden units."""
+    """What each token does alone. `width`: hidden units; `dropout`: of them."""
 
     width: int = number(1, 2**24)
     activation: Activation = "gelu"
     bias: bool = False
+    dropout: float = number(0.0, 1.0, default=0.0)
 
 
 @part

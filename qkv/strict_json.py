@@ -10,12 +10,14 @@ import math
 import stat
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from qkv.errors import CorruptFile, NotFound, QkvError
 
 MAX_BYTES = 16 << 20  # bytes of a file where its reader names no other limit
 MAX_DEPTH = 64  # levels of nesting; real files have fewer than 10
+
+T = TypeVar("T", dict[str, Any], list[Any])
 
 
 def read_json(path: Path, limit: int = MAX_BYTES, *, error: type[QkvError] = CorruptFile) -> dict[str, Any]:
@@ -25,20 +27,32 @@ def read_json(path: Path, limit: int = MAX_BYTES, *, error: type[QkvError] = Cor
     not JSON, not an object, nested more than 64 deep, names a key twice, or holds NaN or an infinity (RFC 8259 has
     neither).
     """
+    return _parse(_read(path, limit, error), str(path), error, dict)
+
+
+def read_json_list(path: Path, limit: int = MAX_BYTES, *, error: type[QkvError] = CorruptFile) -> list[Any]:
+    """`read_json` where the file holds a list, of objects by the same rules."""
+    return _parse(_read(path, limit, error), str(path), error, list)
+
+
+def parse_json(raw: bytes, *, where: str, error: type[QkvError] = CorruptFile) -> dict[str, Any]:
+    """`read_json`'s rules for bytes that are already in memory; `where` is named in its errors."""
+    return _parse(raw, where, error, dict)
+
+
+def _read(path: Path, limit: int, error: type[QkvError]) -> bytes:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise error(f"{path}: not a regular file")
         if status.st_size > limit:
             raise error(f"{path}: {status.st_size:,} bytes; a JSON file of more than {limit:,} bytes is refused here")
-        raw = path.read_bytes()
+        return path.read_bytes()
     except OSError as reason:
         raise NotFound(f"{path}: {reason.strerror or reason}") from reason
-    return parse_json(raw, where=str(path), error=error)
 
 
-def parse_json(raw: bytes, *, where: str, error: type[QkvError] = CorruptFile) -> dict[str, Any]:
-    """`read_json`'s rules for bytes that are already in memory; `where` is named in its errors."""
+def _parse(raw: bytes, where: str, error: type[QkvError], kind: type[T]) -> T:
     try:
         value = json.loads(
             raw.decode("utf-8"),
@@ -52,8 +66,8 @@ def parse_json(raw: bytes, *, where: str, error: type[QkvError] = CorruptFile) -
         raise error(f"{where}: nested more than {MAX_DEPTH} levels deep") from reason
     except ValueError as reason:
         raise error(f"{where}: not valid JSON: {reason}{_looks_like(raw)}") from reason
-    if not isinstance(value, dict):
-        raise error(f"{where}: must be a JSON object, and is {_brief(value)}")
+    if not isinstance(value, kind):
+        raise error(f"{where}: must be a JSON {_NAMES[kind]}, and is {_brief(value)}")
     if _deeper_than(value, MAX_DEPTH):
         raise error(f"{where}: nested more than {MAX_DEPTH} levels deep")
     return value
@@ -79,6 +93,7 @@ def _finite(literal: str) -> float:
 
 
 _NESTED = frozenset((dict, list))
+_NAMES: dict[type, str] = {dict: "object", list: "list"}
 
 
 def _deeper_than(value: Any, limit: int) -> bool:

@@ -16,7 +16,7 @@ LEVELS = (  # a module imports from its own package and from the levels below
     {"cli"},
     {"serve", "train", "look"},
     {"model"},
-    {"generate", "adapt"},
+    {"generate", "adapt", "tasks"},
     {"load"},  # which asks `inputs` for a checkpoint's tokenizer
     {"inputs"},
     {"families"},

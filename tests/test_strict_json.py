@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qkv.errors import CorruptFile, NotFound, QkvError, TokenizerError
-from qkv.strict_json import MAX_DEPTH, parse_json, read_json
+from qkv.strict_json import MAX_DEPTH, parse_json, read_json, read_json_list
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -29,6 +29,18 @@ def test_any_json_object_is_read_as_it_is(value: dict) -> None:
 def test_any_other_bytes_are_a_corrupt_file(raw: bytes) -> None:
     with suppress(CorruptFile):
         assert isinstance(parse_json(raw, where="x"), dict)
+
+
+def test_a_list_is_read_by_the_same_rules(tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    file.write_text('[{"a": 1}, 2]')
+    assert read_json_list(file) == [{"a": 1}, 2]
+    with pytest.raises(CorruptFile, match="must be a JSON object, and is list"):
+        read_json(file)
+    for content, says in (('{"a": 1}', "must be a JSON list, and is dict"), ('[{"a": 1, "a": 2}]', "key 'a' appears")):
+        file.write_text(content)
+        with pytest.raises(CorruptFile, match=says):
+            read_json_list(file)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     from qkv.load.gguf import GgufFile
 
 FOLDER = Path(__file__).parent.parent / "families" / "known"
+SHORT = {  # what a family's best-known model goes by
+    "albert": "albert-base-v2",
+    "bert": "bert-base-uncased",
+    "distilbert": "distilbert-base-uncased",
+    "electra": "electra-small-discriminator",
+    "mpnet": "mpnet-base",
+    "roberta": "roberta-base",
+    "xlm-roberta": "xlm-roberta-base",
+}
 LONGEST = 1 << 20  # characters of a spec in TOML
 
 
@@ -36,8 +45,9 @@ def sketch(ref: str) -> Sketch:
     Raises as `qkv.load.describe.describe`, with the nearest well-known name where nothing was found."""
     if ref.endswith(".toml"):
         return _of_toml(ref)
-    if ref.lower() in names() and ref not in ALIASES and not Path(ref).expanduser().exists():
-        return _published(ref.lower())
+    name = SHORT.get(ref.lower(), ref.lower())
+    if name in names() and ref not in ALIASES and not Path(ref).expanduser().exists():
+        return _published(name)
     from qkv.load.describe import describe
 
     try:

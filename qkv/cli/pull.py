@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from qkv.cli.console import JsonOption, out, print_json
+from qkv.cli.console import DEFAULT_MODEL, JsonOption, out, print_json
 from qkv.errors import InputError
 
 
@@ -50,7 +50,7 @@ def _list(as_json: bool) -> None:
     table.add_column(style="dim", overflow="fold")
     for m in models:
         table.add_row(Text(short.get(m.ref, m.ref), "bold"), megabytes(m.size), Text(str(m.path)))
-    out().print(table if models else f"nothing yet; try: qkv pull {_aliases()}")
+    out().print(table if models else f"nothing yet; try: qkv pull {DEFAULT_MODEL}")
 
 
 def _aliases() -> str:

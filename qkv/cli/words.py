@@ -172,7 +172,8 @@ def _relative_bias(position: spec.RelativeBias) -> str:
 
 def _mlp(mlp: spec.MLP) -> str:
     kind = "gated" if type(mlp) is spec.Gated else "plain"
-    return _join(f"{kind}, {mlp.activation}", f"{mlp.width:,} wide", "biases" if mlp.bias else "")
+    dropout = f"dropout {say(mlp.dropout)}" if mlp.dropout else ""
+    return _join(f"{kind}, {mlp.activation}", f"{mlp.width:,} wide", "biases" if mlp.bias else "", dropout)
 
 
 def _layer_norm(norm: spec.LayerNorm) -> str:

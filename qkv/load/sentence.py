@@ -67,21 +67,10 @@ def read(folder: Path, dim: int | None = None) -> Sentence | None:
     UnsafeFile: a module outside the folder; CorruptFile, NotFound: as for each file."""
     if not (folder / MODULES).is_file():
         return None
-    pooling, normalize = _modules(folder)
-    how = _pooling(_reader(folder, pooling), dim)
-    if normalize is not None and (folder / normalize).is_file():
-        _normalize(_reader(folder, normalize))
-    length, lower = _transformer(folder)
-    about = _reader(folder, MODEL_CONFIG)
-    about.ignore("__version__", "requirements")  # of Python packages
-    about.only("model_type", "SentenceTransformer")
-    about.only("truncate_dim", None)
-    prompts, default = _prompts(about)
-    similarity = about.get("similarity_fn_name", default=None)
-    if similarity is not None and similarity not in _SIMILARITIES:
-        raise about.wrong("similarity_fn_name", f"must be one of {', '.join(_SIMILARITIES)}, got {similarity!r:.80}")
-    _done(about)
-    return Sentence(spec.Pool(how=how, normalize=normalize is not None), length, lower, prompts, default, similarity)
+    try:
+        return _read(folder, dim)
+    except ConfigError as error:
+        raise ConfigError(f"{error}. Without {MODULES} the Transformer alone is loaded") from error
 
 
 def write(folder: Path, sentence: Sentence, dim: int) -> None:
@@ -103,6 +92,24 @@ def write(folder: Path, sentence: Sentence, dim: int) -> None:
     said = {"default_prompt_name": sentence.default_prompt, "similarity_fn_name": sentence.similarity}
     write_json(folder / MODEL_CONFIG, {"prompts": dict(sentence.prompts), **said})
     write_text(folder / MODULES, json.dumps(modules, indent=2) + "\n")
+
+
+def _read(folder: Path, dim: int | None) -> Sentence:
+    pooling, normalize = _modules(folder)
+    how = _pooling(_reader(folder, pooling), dim)
+    if normalize is not None and (folder / normalize).is_file():
+        _normalize(_reader(folder, normalize))
+    length, lower = _transformer(folder)
+    about = _reader(folder, MODEL_CONFIG)
+    about.ignore("__version__", "requirements")  # of Python packages
+    about.only("model_type", "SentenceTransformer")
+    about.only("truncate_dim", None)
+    prompts, default = _prompts(about)
+    similarity = about.get("similarity_fn_name", default=None)
+    if similarity is not None and similarity not in _SIMILARITIES:
+        raise about.wrong("similarity_fn_name", f"must be one of {', '.join(_SIMILARITIES)}, got {similarity!r:.80}")
+    _done(about)
+    return Sentence(spec.Pool(how=how, normalize=normalize is not None), length, lower, prompts, default, similarity)
 
 
 def _modules(folder: Path) -> tuple[str, str | None]:

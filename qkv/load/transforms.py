@@ -45,11 +45,21 @@ def _plus_one(x: Tensor, attention: spec.Attention, head_dim: int) -> Tensor:
     return x + 1
 
 
+def _from_row(x: Tensor, attention: spec.Attention, head_dim: int) -> Tensor:
+    """BART keeps its head's bias as a matrix of one row."""
+    return x.squeeze(0)
+
+
+def _to_row(x: Tensor, attention: spec.Attention, head_dim: int) -> Tensor:
+    return x.unsqueeze(0)
+
+
 TRANSFORMS: dict[str, tuple[Transform, Transform]] = {
     "transpose": (_transpose, _transpose),
     "by_group": (_by_group, _to_by_group),
     "ggml_rotary": (_from_ggml_rotary, _to_ggml_rotary),
     "minus_one": (_minus_one, _plus_one),
+    "row": (_from_row, _to_row),
 }
 
 

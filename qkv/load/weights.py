@@ -66,9 +66,10 @@ def fill(
     drawn = [row for row in table if new_head and row.theirs not in shapes and _of_head(row)]
     table = [row for row in table if row not in drawn]
     architecture = architecture or family.architectures[0]
-    known = _other_heads(family, architecture, rows) if new_head else set(architecture.leftovers)
-    aside = _bare_too(known, family.prefix) & shapes.keys() - {row.theirs for row in table}
-    copies = {name: of for name, of in _copies(family, table, shapes).items() if name not in aside}
+    others = _bare_too(_other_heads(family, architecture, rows), family.prefix)
+    known = others if new_head else _bare_too(set(architecture.leftovers), family.prefix)
+    aside = known & shapes.keys() - {row.theirs for row in table}
+    copies = {name: of for name, of in _copies(family, table, shapes).items() if name not in others}
     _check_names_and_shapes(model, table, shapes, {*copies, *aside}, checkpoint.where, family)
     tokens = next(name for name, x in model.named_parameters() if x is model.last.embed.tokens.weight)
     first = next(r for r in table if tokens in r.targets)
@@ -125,15 +126,16 @@ def _with_names_of_today(checkpoint: Checkpoint, family: Family) -> tuple[Checkp
 def _copies(family: Family, table: list[Row], shapes: Mapping[str, Any]) -> dict[str, str]:
     """Tensors that are stored beside the one they are tied to, and that one."""
     wanted = {row.theirs for row in table}
-    bare = {name.removeprefix(family.prefix): of.removeprefix(family.prefix) for name, of in family.copies.items()}
-    both = {**bare, **family.copies}
-    return {name: of for name, of in both.items() if name in shapes and name not in wanted and of in wanted}
+    named = [*family.copies.items()]
+    named += [(name.removeprefix(family.prefix), of.removeprefix(family.prefix)) for name, of in named]
+    return {name: of for name, of in named if name in shapes and name not in wanted and of in wanted}
 
 
 def _other_heads(family: Family, architecture: Architecture, rows: Iterable[Row]) -> set[str]:
-    """The tensors of all heads but this architecture's."""
+    """The tensors of all heads but this architecture's, and what is stored beside them once more."""
     all_of_them = [row for kind in family.architectures for row in kind.rows] + [row for row in rows if _of_head(row)]
-    return {row.theirs for row in all_of_them} - {row.theirs for row in architecture.rows}
+    others = {row.theirs for row in all_of_them} - {row.theirs for row in architecture.rows}
+    return others | {name for name, of in family.copies.items() if of in others}
 
 
 def _of_head(row: Row) -> bool:

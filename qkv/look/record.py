@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from qkv.errors import InputError
-from qkv.nn.attend import Keys, attend, reference, weights
+from qkv.nn.attend import Keys, Seen, attend, by_run, reference, weights
 from qkv.nn.attention import Attention, CrossAttention
 from qkv.nn.batch import Batch
 from qkv.nn.stack import Stack, Transformer
@@ -114,14 +114,18 @@ def _wire(stack: Stack, calls: list[Call]) -> list[Any]:
     def end(*_: Any) -> None:  # a pass that is cut off before leaves nothing on the tape
         calls.append(now)
 
-    def recording(q: Tensor, keys: Keys, batch: Batch, *, layer: Attention, **how: Any) -> Tensor:
-        seen = now.cross if isinstance(layer, CrossAttention) else now.attention
+    def recording(q: Tensor, keys: Seen, batch: Batch, *, layer: Attention, **how: Any) -> Tensor:
+        found: list[Tensor] = []
 
-        def path(q: Tensor, k: Tensor, v: Tensor, *, dropout: float, **scores: Any) -> Tensor:
-            seen.append(_by_sequence(weights(q, k, **scores), keys.positions(), batch))
-            return reference(q, k, v, dropout=dropout, **scores)
+        def one(q: Tensor, keys: Keys, batch: Batch) -> Tensor:
+            def path(q: Tensor, k: Tensor, v: Tensor, *, dropout: float, **scores: Any) -> Tensor:
+                found.extend(_by_sequence(weights(q, k, **scores), keys.positions(), batch))
+                return reference(q, k, v, dropout=dropout, **scores)
 
-        return attend(q, keys, batch, path=path, **how)
+            return attend(q, keys, batch, path=path, **how)
+
+        (now.cross if isinstance(layer, CrossAttention) else now.attention).append(found)
+        return by_run(one, q, keys) if isinstance(keys, list) else one(q, keys, batch)
 
     hooks = (stack.register_forward_pre_hook(begin), stack.register_forward_hook(end))
     undo = [hook.remove for hook in hooks]

@@ -7,6 +7,8 @@ B  sequences    Q  queries    K  keys    H  query heads    G  key/value heads (H
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,9 +35,26 @@ class Keys:
     in_order: bool
 
 
+@dataclass
+class Run:
+    """Some of a step's sequences, neighbours in the stream: where their tokens are, their keys, and they as a batch."""
+
+    tokens: slice
+    keys: Keys
+    batch: Batch
+
+
+Seen = Keys | list[Run]  # what a step's queries may look at: of all sequences in one, or of some at a time
+
+
+def by_run(one: Callable[[Tensor, Keys, Batch], Tensor], q: Tensor, runs: list[Run]) -> Tensor:
+    """`one` for each run: q [T, H, D] → [T, H, D]."""
+    return torch.cat([one(q[run.tokens], run.keys, run.batch) for run in runs])
+
+
 def attend(
     q: Tensor,
-    keys: Keys,
+    keys: Seen,
     batch: Batch,
     *,
     mask: Mask,
@@ -46,6 +65,9 @@ def attend(
     path: "Path | None" = None,
 ) -> Tensor:
     """softmax(q kᵀ · scale + bias) v over the keys that the mask allows: q [T, H, D] → [T, H, D]."""
+    how: dict[str, Any] = {"mask": mask, "position": position, "scale": scale, "softcap": softcap, "dropout": dropout}
+    if isinstance(keys, list):
+        return by_run(partial(attend, path=path, **how), q, keys)
     q_BHQD = batch.grid(q).transpose(1, 2)
     plainly = mask.plainly(batch.starts[0], batch.lengths[0]) if keys.in_order else None
     bias = batch.once(("bias", position.shared_as, keys.layout), lambda: position.bias(batch, keys.positions()))

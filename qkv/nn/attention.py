@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from qkv import spec
 from qkv.errors import ConfigError
-from qkv.nn.attend import Keys, attend
+from qkv.nn.attend import Seen, attend
 from qkv.nn.batch import Batch
 from qkv.nn.cache import Contiguous, Fixed, Ring, Storage
 from qkv.nn.linear import Linear
@@ -50,7 +50,7 @@ class Attention(nn.Module):
         k_TGD = self.k_norm(self.k(x).unflatten(-1, (self.kv_heads, self.head_dim)))
         return k_TGD, self.v(x).unflatten(-1, (self.kv_heads, self.head_dim))
 
-    def mix(self, q_THD: Tensor, keys: Keys, batch: Batch) -> Tensor:
+    def mix(self, q_THD: Tensor, keys: Seen, batch: Batch) -> Tensor:
         """What the queries find at the keys, projected out: [T, C]."""
         out_THD = self.attend(
             q_THD,

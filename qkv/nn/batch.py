@@ -10,6 +10,7 @@ Only the mixer looks at a Batch. Padding does not exist in the stream; `grid` ma
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 from typing import TypeVar
 
 import torch
@@ -74,6 +75,17 @@ class Batch:
         columns = torch.arange(max(self.lengths), device=self.device)
         lengths = torch.tensor(list(self.lengths), device=self.device)
         return starts[:, None] + columns * (columns < lengths[:, None])
+
+    @cached_property
+    def runs(self) -> list[tuple[slice, "Batch"]]:
+        """The batch in parts of neighbours with equal lengths and starts: where each is in the stream, and itself."""
+        runs, tokens = [], 0
+        for (length, start), group in groupby(zip(self.lengths, self.starts, strict=True)):
+            count = len(list(group))
+            part = Batch([length] * count, [start] * count, self.device)
+            runs.append((slice(tokens, tokens + count * length), part))
+            tokens += count * length
+        return runs
 
     def first(self) -> Tensor:
         """[B]: the place in the stream of each sequence's first new token."""

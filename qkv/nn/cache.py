@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from qkv.errors import InputError
-from qkv.nn.attend import Keys
+from qkv.nn.attend import Keys, Run, Seen
 from qkv.nn.batch import Batch
 
 
@@ -35,23 +35,35 @@ class Storage(Kept):
     """Where one layer's keys and values live."""
 
     @abstractmethod
-    def extend(self, k: Tensor, v: Tensor, batch: Batch) -> Keys:
+    def extend(self, k: Tensor, v: Tensor, batch: Batch) -> Seen:
         """Take k and v [T, G, D] of the new tokens; give all that their queries may see."""
+
+
+MOST_RUNS = 64  # beyond, one large attention with padding is faster than many small ones
+
+
+def side_by_side(k: Tensor, v: Tensor, batch: Batch) -> Keys:
+    """A step's own keys and values as a grid [B, G, L, D]."""
+
+    def positions() -> Tensor:
+        if batch.equal:
+            return batch.grid_positions
+        columns = torch.arange(max(batch.lengths), device=k.device)
+        lengths, starts = (torch.tensor(list(x), device=k.device)[:, None] for x in (batch.lengths, batch.starts))
+        return torch.where(columns < lengths, starts + columns, -1)
+
+    k, v = batch.grid(k).transpose(1, 2), batch.grid(v).transpose(1, 2)
+    return Keys(k, v, lambda: batch.once("stream", positions), "stream", batch.aligned and batch.starts[0] == 0)
 
 
 class Stream(Storage):
     """Remembers nothing: a step's queries see its own keys."""
 
-    def extend(self, k: Tensor, v: Tensor, batch: Batch) -> Keys:
-        def positions() -> Tensor:
-            if batch.equal:
-                return batch.grid_positions
-            columns = torch.arange(max(batch.lengths), device=k.device)
-            lengths, starts = (torch.tensor(list(x), device=k.device)[:, None] for x in (batch.lengths, batch.starts))
-            return torch.where(columns < lengths, starts + columns, -1)
-
-        k, v = batch.grid(k).transpose(1, 2), batch.grid(v).transpose(1, 2)
-        return Keys(k, v, lambda: batch.once("stream", positions), "stream", batch.aligned and batch.starts[0] == 0)
+    def extend(self, k: Tensor, v: Tensor, batch: Batch) -> Seen:
+        """Sequences of one length at a time, where there are not too many lengths: so nothing is padded or masked."""
+        if batch.equal or len(batch.runs) > MOST_RUNS:
+            return side_by_side(k, v, batch)
+        return [Run(at, side_by_side(k[at], v[at], part), part) for at, part in batch.runs]
 
     def select(self, rows: Sequence[int]) -> None:
         """Nothing is held."""
@@ -151,7 +163,7 @@ class Ring(_Held):
             return self._seen(K, V, batch.ends, batch)
 
         # A chunk's first queries still see keys that its last ones push out: look at old and new side by side.
-        old, new = self._seen(K, V, batch.starts, batch), Stream().extend(k, v, batch)
+        old, new = self._seen(K, V, batch.starts, batch), side_by_side(k, v, batch)
         seen = torch.cat((old.k, new.k), 2), torch.cat((old.v, new.v), 2)
         self._write(K, V, k, v, batch)
         rows = len(batch.lengths)

@@ -1,9 +1,6 @@
 """Which texts a model reads together, and in which mode."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-
-from torch import nn
+from collections.abc import Sequence
 
 
 def by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -20,16 +17,3 @@ def by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
         groups[-1].append(i)
         room -= lengths[i]
     return groups
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """No dropout inside, though the model is in training mode; afterwards each part is in the mode it was in."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -10,8 +10,9 @@ from qkv import spec
 from qkv.errors import ConfigError, InputError
 from qkv.inputs.encoded import Encoded, Pieces
 from qkv.inputs.text import Tokenizer
+from qkv.nn.modes import evaluating
 from qkv.nn.stack import Transformer
-from qkv.tasks.batches import by_length, evaluating
+from qkv.tasks.batches import by_length
 
 H = TypeVar("H", bound=spec.Head)
 Texts = Sequence[tuple[str, ...]]  # each one text, or two that belong together

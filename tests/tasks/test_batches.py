@@ -1,13 +1,11 @@
 """Grouping by length, on any lengths."""
 
-from contextlib import suppress
 from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
 
-from qkv.tasks.batches import by_length, evaluating
+from qkv.tasks.batches import by_length
 
 lengths = st.lists(st.integers(1, 600), max_size=80)
 
@@ -32,11 +30,3 @@ def test_no_group_has_room_for_the_next_ones_first(lengths: list[int], budget: i
 def test_examples() -> None:
     assert by_length([], 10) == []
     assert by_length([5, 1, 5, 30, 2], 10) == [[1, 4, 0], [2], [3]]
-
-
-def test_each_part_is_afterwards_in_the_mode_it_was_in() -> None:
-    model = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
-    with suppress(ZeroDivisionError), evaluating(model):
-        assert not any(module.training for module in model.modules())
-        raise ZeroDivisionError
-    assert [module.training for module in model.modules()] == [True, True, False]
