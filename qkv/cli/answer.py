@@ -20,16 +20,23 @@ MinP = Annotated[float | None, typer.Option(help="Draw from tokens at least this
 Penalty = Annotated[float | None, typer.Option(help="Above 1: make what was already said less likely.")]
 Seed = Annotated[int | None, typer.Option(help="Repeat a draw: the same seed gives the same text.")]
 Stop = Annotated[list[str] | None, typer.Option(help="End at this text. May be given several times.")]
+Beams = Annotated[int | None, typer.Option(min=1, help="Search for the likeliest text, this many at a time.")]
+LengthPenalty = Annotated[float | None, typer.Option(help="Score of a text found: log-probability / length^this.")]
+EarlyStopping = Annotated[
+    str | None,
+    typer.Option(help="End a search with that many texts at once (true), at no likely gain (false), or never."),
+]
+NBest = Annotated[int | None, typer.Option(min=1, help="Print this many of the texts that a search found.")]
 Dtype = Annotated[str | None, typer.Option(help=f"Hold the weights as {', '.join(DTYPES)}; if not given, as stored.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. The processor if not given.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Processor cores to use.")]
 
 # What would move the cursor or change the terminal is shown as U+FFFD; a line's end and a tab stay.
-_CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\ufffd")
+CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\ufffd")
 
 
-def load(ref: str, dtype: str | None, device: str | None, threads: int | None) -> "Model":
-    """The model, ready to answer. Raises as `qkv.load`, and InputError for a device that isn't there."""
+def load(ref: str, dtype: str | None, device: str | None, threads: int | None, **options: Any) -> "Model":
+    """The model, ready to answer; `options` go to `qkv.load`. Raises as that, and InputError: no such device."""
     # GNU OpenMP reads this when torch is imported. Its threads wait for each other by spinning, which slows a decode of
     # 16 tokens/s to between 0.5 and 5 once another process wants a core; so it stays near 9. On idle cores it costs
     # 5 to 10 % (few runs: LOG.md, 2026-11-22).
@@ -46,7 +53,7 @@ def load(ref: str, dtype: str | None, device: str | None, threads: int | None) -
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {device!r} can't be used: {str(error).splitlines()[0]}") from error
-    return load_model(ref, dtype=dtype, device=device, progress=True)
+    return load_model(ref, dtype=dtype, device=device, progress=True, **options)
 
 
 def given(**options: Any) -> dict[str, Any]:
@@ -54,7 +61,11 @@ def given(**options: Any) -> dict[str, Any]:
     from qkv.generate.settings import Settings
 
     settings = {name: value for name, value in options.items() if value not in (None, [])}
-    Settings(**settings)
+    if "early_stopping" in settings:
+        said = settings["early_stopping"]
+        settings["early_stopping"] = {"true": True, "false": False}.get(said, said)
+    # The model's own beams may be enough for n_best.
+    Settings(**{name: value for name, value in settings.items() if name != "n_best" or "beams" in settings})
     return settings
 
 
@@ -71,13 +82,28 @@ def stream(pieces: "Iterable[Piece]", file: TextIO) -> "Generation | None":
     generation = None
     try:
         for piece in pieces:
-            file.write(piece.translate(_CONTROLS) if terminal else piece)
+            file.write(piece.translate(CONTROLS) if terminal else piece)
             file.flush()
             generation = piece.generation
     finally:
         file.write("\n")
         file.flush()
     return generation
+
+
+def found(generation: "Generation", file: TextIO) -> "Generation":
+    """Print what a beam search found, best first; where these are several, with the scores as dim lines before each."""
+    beams = generation.beams or []
+    for beam in beams:
+        if len(beams) > 1:
+            note(f"score {beam.score:.4f}, {len(beam.tokens)} tokens")
+        _write(beam.text + "\n", file)
+    return generation
+
+
+def _write(text: str, file: TextIO) -> None:
+    file.write(text.translate(CONTROLS) if file.isatty() else text)
+    file.flush()
 
 
 def sum_up(generation: "Generation") -> str:

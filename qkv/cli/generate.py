@@ -1,6 +1,8 @@
 """`qkv generate PROMPT`: continue a text, or with --chat answer it."""
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,6 +12,7 @@ from qkv.cli.console import DEFAULT_MODEL, JsonOption, ModelOption, note, print_
 from qkv.errors import InputError
 
 if TYPE_CHECKING:
+    from qkv.generate.result import Generation
     from qkv.model import Model
 
 
@@ -28,6 +31,10 @@ def generate(
     repetition_penalty: answer.Penalty = None,
     seed: answer.Seed = None,
     stop: answer.Stop = None,
+    beams: answer.Beams = None,
+    length_penalty: answer.LengthPenalty = None,
+    early_stopping: answer.EarlyStopping = None,
+    n_best: answer.NBest = None,
     logprobs: Annotated[
         int | None,
         typer.Option(min=0, help="Log-probabilities of the chosen and the N likeliest tokens (with --json)."),
@@ -39,7 +46,8 @@ def generate(
 ) -> None:
     """Continue a text, or answer it.
 
-    The text goes to standard output as it comes; what was applied, and the speed, to standard error. Example:
+    The text goes to standard output as it comes (of a beam search: once it is found); what was applied, and the speed,
+    to standard error. Example:
     qkv generate "How do magnets work?" --chat --temperature 0.7 --top-p 0.9
     """
     if system is not None and not chat:
@@ -56,6 +64,10 @@ def generate(
         repetition_penalty=repetition_penalty,
         seed=seed,
         stop=stop,
+        beams=beams,
+        length_penalty=length_penalty,
+        early_stopping=early_stopping,
+        n_best=n_best,
         logprobs=None if logprobs is None else logprobs or True,
     )
     loaded = answer.load(model, dtype, device, threads)
@@ -67,10 +79,12 @@ def generate(
     answer.announce(loaded, settings)
     if messages is None and sys.stdout.isatty() and sys.stderr.isatty():
         note(text, end="")
-    pieces = (
-        loaded.chat(messages, stream=True, **settings) if messages else loaded.generate(text, stream=True, **settings)
-    )
-    done = answer.stream(pieces, sys.stdout)
+    ask: Callable[..., Any] = partial(loaded.chat, messages) if messages else partial(loaded.generate, text)
+    done: Generation | None
+    if loaded.settings(**settings).beams > 1:  # its text is known only at the end
+        done = answer.found(ask(**settings), sys.stdout)
+    else:
+        done = answer.stream(ask(stream=True, **settings), sys.stdout)
     if done is not None:
         note(answer.sum_up(done))
 

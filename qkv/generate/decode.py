@@ -5,23 +5,18 @@ ragged batch; a sequence with nothing left to read gets its next token. So long 
 ones already answer, and whoever is finished leaves the batch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from itertools import accumulate
-from time import perf_counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qkv.errors import InputError
-from qkv.generate.limits import check_ids, room
+from qkv.generate.request import MakeDecoder, Request, requests
 from qkv.generate.result import FinishReason
 from qkv.generate.sample import Choice, Sampler
 from qkv.generate.settings import Settings
-from qkv.generate.stop import Decoder, Text
-from qkv.generate.timing import Timing, Traffic, peak_memory
-from qkv.nn.batch import Batch
+from qkv.generate.step import new_cache, read, share
+from qkv.generate.timing import Moment, Timing, Watch
 from qkv.nn.cache import Cache
 from qkv.nn.stack import Transformer
 
@@ -52,59 +47,41 @@ def decode(
     prompts: Sequence[Sequence[int]],
     settings: Sequence[Settings],
     *,
-    decoder: Callable[[Sequence[int]], Decoder] | None = None,
+    decoder: MakeDecoder | None = None,
     cache: Cache | None = None,
 ) -> Iterator[Step]:
     """Continue prompts (ids), each by its own settings; a batch reads the smallest prefill_chunk of them at a time.
 
-    `decoder` makes, for a prompt, what turns its answer's tokens into text; None: no text. `cache`: one that already
-    holds the beginning of the prompt; afterwards it holds all but the last token, if there was a single prompt. All
-    arguments are checked before the first step; the iterator can be closed at any time, and such a cache is then to be
-    thrown away. InputError: ids outside the vocabulary, a prompt beyond the context, a cache of other sequences."""
+    An encoder–decoder's encoder reads the prompts, and the answers begin behind its start token. `decoder` makes, for
+    what stands before an answer, what turns its tokens into text; None: no text. `cache`: one that already holds the
+    beginning of the prompt; afterwards it holds all but the last token, if there was a single prompt. All arguments are
+    checked before the first step; the iterator can be closed at any time, and such a cache is then to be thrown away.
+    InputError: a model that doesn't generate, ids outside the vocabulary, a prompt beyond the context, a cache of other
+    sequences."""
+    if cache is not None and model.spec.encoder is not None:
+        raise InputError("an encoder–decoder begins each answer anew: it takes no cache")
+    asked = requests(model, prompts, settings, decoder, cache.limit if cache is not None else None)
     held = cache.lengths if cache is not None and cache.lengths else [0] * len(prompts)
     if len(held) != len(prompts):
         raise InputError(f"this cache holds {len(held)} sequences, there are {len(prompts)} prompts")
-    rows = []
-    for i, (prompt, wish) in enumerate(zip(prompts, settings, strict=True)):
-        check_ids(i, prompt, wish, model.spec.vocab)
-        if held[i] >= len(prompt):
-            raise InputError(f"the cache holds {held[i]} tokens, so prompt {i} of {len(prompt)} adds nothing")
-        if wish.stop and decoder is None:
-            raise InputError("stop texts need a tokenizer; without one give stop_tokens")
-        limit = room(model.spec, i, len(prompt), wish, cache.limit if cache is not None else None)
-        text = Text(decoder(prompt) if decoder is not None else None, wish.stop)
-        rows.append(_Row(i, list(prompt), held[i], limit, wish, text, Sampler(wish, prompt)))
-    if cache is None:
-        length = max(len(row.ids) + row.limit for row in rows)
-        cache = model.new_cache(length if length <= RESERVED else None)
+    for there, request in zip(held, asked, strict=True):
+        if there >= len(request.prompt):
+            raise InputError(
+                f"the cache holds {there} tokens, so prompt {request.index} of {len(request.prompt)} adds nothing"
+            )
+    rows = [_Row(request, there) for request, there in zip(asked, held, strict=True)]
     return _run(model, rows, cache, min(wish.prefill_chunk for wish in settings))
 
 
-@dataclass(frozen=True, slots=True)
-class _Moment:
-    """Seconds spent and bytes read since the start of the batch."""
-
-    prefilled: float
-    seconds: float
-    read: int
-
-
-@dataclass
 class _Row:
     """One sequence in the batch: `ids` of prompt and answer, of which `read` are in the cache (`held` from before)."""
 
-    index: int
-    ids: list[int]
-    held: int
-    limit: int
-    settings: Settings
-    text: Text
-    sampler: Sampler
-    read: int = field(init=False)
-    first: _Moment | None = None
-
-    def __post_init__(self) -> None:
-        self.read = self.held
+    def __init__(self, request: Request, held: int) -> None:
+        self.request, self.held, self.read = request, held, held
+        self.ids = list(request.prompt)
+        self.text = request.text()
+        self.sampler = Sampler(request.settings, len(request.prompt), request.limit)
+        self.first: Moment | None = None
 
     @property
     def waiting(self) -> int:
@@ -117,102 +94,55 @@ class _Row:
 
     def go_on(self, logits: Tensor) -> tuple[Choice, str, FinishReason | None]:
         """Choose the next token by logits [V]: it, the text that it releases, and why the answer ends, if it does."""
-        choice = self.sampler.choose(logits)
+        choice = self.sampler.choose(logits, self.ids)
         self.ids.append(choice.token)
-        if choice.token in self.settings.stop_tokens and not self.settings.ignore_eos:
+        if choice.token in self.request.settings.ends:
             return choice, self.text.finish(), "stop"
         text = self.text.push(choice.token)
-        if not self.text.stopped and self.sampler.made == self.limit:
+        if not self.text.stopped and self.sampler.made == self.request.limit:
             text += self.text.finish()
             return choice, text, "stop" if self.text.stopped else "length"
         return choice, text, "stop" if self.text.stopped else None
 
 
-def _run(model: Transformer, rows: list[_Row], cache: Cache, chunk: int) -> Iterator[Step]:
-    traffic, spent, read = Traffic(model), 0.0, 0
+def _run(model: Transformer, rows: list[_Row], cache: Cache | None, chunk: int) -> Iterator[Step]:
+    watch = Watch(model)
+    watch.start()
+    if cache is None:
+        length = max(len(row.ids) + row.request.limit for row in rows)
+        sources = [row.request.source for row in rows]
+        cache = new_cache(model, sources, length if length <= RESERVED else None, chunk)
     while rows:
-        start = perf_counter()
         counts = share([row.waiting for row in rows], chunk)
         ready = [i for i, row in enumerate(rows) if row.waiting == counts[i]]
-        logits = _read(model, [row.take(n) for row, n in zip(rows, counts, strict=True)], cache, ready)
-        read += traffic.step(cache.lengths)
-        prefilled = spent + perf_counter() - start
+        logits = read(model, [row.take(n) for row, n in zip(rows, counts, strict=True)], cache, ready)
+        watch.read(cache.lengths, [len(row.request.source) for row in rows])
         steps = []
         for place, i in enumerate(ready):
             row = rows[i]
             choice, text, reason = row.go_on(logits[place])
             end = None
             if row.first is None or reason is not None:
-                now = _Moment(prefilled, spent + perf_counter() - start, read)
+                now = watch.now()
                 row.first = row.first or now
-                end = _end(model, row, reason, now) if reason is not None else None
-            steps.append(Step(row.index, choice, text, end))
+                end = _end(watch, row, now, reason) if reason is not None else None
+            steps.append(Step(row.request.index, choice, text, end))
         rows = _leave(rows, {step.index for step in steps if step.end is not None}, cache)
-        spent += perf_counter() - start
+        watch.stop()
         yield from steps
+        watch.start()
 
 
 def _leave(rows: list[_Row], finished: set[int], cache: Cache) -> list[_Row]:
     """The rows that go on, and only they in the cache; once all are finished it stays as it is."""
     if not finished:
         return rows
-    going = [i for i, row in enumerate(rows) if row.index not in finished]
+    going = [i for i, row in enumerate(rows) if row.request.index not in finished]
     if going:
         cache.select(going)
     return [rows[i] for i in going]
 
 
-def _end(model: Transformer, row: _Row, reason: FinishReason, now: _Moment) -> End:
-    assert row.first is not None
-    timing = Timing(
-        prompt_tokens=len(row.ids) - row.sampler.made - row.held,
-        prefill_seconds=row.first.prefilled,
-        first_token_seconds=row.first.seconds,
-        decode_steps=row.sampler.made - 1,
-        decode_seconds=now.seconds - row.first.seconds,
-        bytes_read=now.read - row.first.read,
-        peak_memory=peak_memory(model.device),
-    )
-    return End(reason, timing, row.sampler.seed)
-
-
-def share(waiting: Sequence[int], chunk: int) -> list[int]:
-    """How many of each sequence's waiting tokens the next step reads: as evenly as can be, `chunk` in all (but at least
-    one each, so more sequences than that read one each)."""
-    if sum(waiting) <= chunk:
-        return list(waiting)
-    counts, left = [0] * len(waiting), chunk
-    order = sorted(range(len(waiting)), key=waiting.__getitem__)
-    for done, i in enumerate(order):
-        counts[i] = min(waiting[i], max(1, left // (len(order) - done)))
-        left -= counts[i]
-    return counts
-
-
-@torch.no_grad()
-def _read(model: Transformer, chunks: list[list[int]], cache: Cache, ready: list[int]) -> Tensor:
-    """Feed each sequence its chunk → logits [len(ready), V] after the last token of those that are ready.
-
-    Not inference_mode: what is in the cache can be used outside."""
-    lengths, device = [len(chunk) for chunk in chunks], model.device
-    batch = Batch(lengths, cache.starts(lengths), device)
-    stream = torch.tensor([i for chunk in chunks for i in chunk], device=device)
-    with _evaluating(model) if model.training else nullcontext():
-        states = model.states(stream, batch, cache)
-        if len(ready) < len(states):
-            ends = list(accumulate(lengths))
-            states = states[torch.tensor([ends[i] - 1 for i in ready], dtype=torch.long, device=device)]
-        return model.logits(states)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """No dropout inside, though the model is in training mode; afterwards each part is in the mode it was in."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
+def _end(watch: Watch, row: _Row, now: Moment, reason: FinishReason) -> End:
+    prompt = len(row.request.source) or len(row.request.prompt) - row.held
+    return End(reason, watch.timing(row.first or now, now, prompt, row.sampler.made - 1), row.sampler.seed)

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol, overload
 from torch import Tensor
 
 from qkv.errors import InputError
+from qkv.generate.beam import beam_search
 from qkv.generate.decode import End, Step, decode
 from qkv.generate.result import Generation, Piece
 from qkv.generate.sample import Choice
@@ -61,20 +62,32 @@ def generate(
     One prompt gives a Generation, several a list of them in order; with `stream` an iterator of Pieces, those of
     several prompts interleaved. Without a tokenizer prompts must be ids, and texts are empty. `cache`: as in `decode`.
     InputError, before anything is computed: no prompt, an empty one, ids outside the vocabulary, a prompt beyond the
-    context, a text without a tokenizer, settings that this model can't take."""
+    context, a text without a tokenizer, settings that this model can't take, beams with `stream` or `cache`."""
     one = _is_one(prompts)
     each: list[Any] = [prompts] if one else list(prompts)
     if not each:
         raise InputError("no prompt was given")
     ids = [_encode(i, prompt, tokenizer) for i, prompt in enumerate(each)]
     # A decoder must know the prompt: some tokenizers write no space before the first token of a text.
-    decoder = None if tokenizer is None else lambda prompt: tokenizer.stream(context=prompt)
+    decoder = None if tokenizer is None else lambda before: tokenizer.stream(context=before)
+    if settings.beams > 1:
+        _check_search(settings, stream, cache)
+        found = beam_search(model, ids, [settings] * len(ids), decoder=decoder)
+        return found[0] if one else found
     steps = decode(model, ids, [settings] * len(ids), decoder=decoder, cache=cache)
     pieces = _pieces(steps, [_Answer(i, prompt) for i, prompt in enumerate(ids)], tokenizer is not None)
     if stream:
         return pieces
     answers = {piece.prompt_index: piece.generation for piece in pieces if piece.generation is not None}
     return answers[0] if one else [answers[i] for i in range(len(ids))]
+
+
+def _check_search(settings: Settings, stream: bool, cache: Cache | None) -> None:
+    said = f"a search of {settings.beams} beams ({settings.source('beams')})"
+    if stream:
+        raise InputError(f"{said} knows its text only at the end, so it can't stream: give beams=1, or don't stream")
+    if cache is not None:
+        raise InputError(f"{said} takes no cache: give beams=1, or the whole prompt and no cache")
 
 
 def _is_one(prompts: Any) -> bool:

@@ -12,12 +12,27 @@ from qkv.errors import ConfigError
 FILE = "generation_config.json"
 
 NUMBERS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # the same names and meanings here
-HONOURED = (*NUMBERS, "do_sample", "max_new_tokens", "max_length", "eos_token_id", "stop_strings")
+RENAMED = {  # key → the name of what means the same here
+    "num_beams": "beams",
+    "length_penalty": "length_penalty",
+    "early_stopping": "early_stopping",
+    "num_return_sequences": "n_best",
+    "renormalize_logits": "renormalize",
+    "min_length": "min_length",
+    "min_new_tokens": "min_tokens",
+    "forced_bos_token_id": "forced_first",
+    "forced_eos_token_id": "forced_last",
+    "suppress_tokens": "suppress",
+    "begin_suppress_tokens": "suppress_first",
+    "no_repeat_ngram_size": "no_repeat_ngram",
+    "bad_words_ids": "bad_words",
+    "decoder_start_token_id": "start",
+}
+HONOURED = (*NUMBERS, *RENAMED, "do_sample", "max_new_tokens", "max_length", "eos_token_id", "stop_strings")
 
 # key → the value at which it changes nothing (None and an empty list always count as such)
 REFUSED: dict[str, Any] = {
     # other searches
-    "num_beams": 1,
     "num_beam_groups": 1,
     "diversity_penalty": 0,
     "penalty_alpha": 0,
@@ -25,7 +40,6 @@ REFUSED: dict[str, Any] = {
     "constraints": None,
     "force_words_ids": None,
     "guidance_scale": 1,
-    "num_return_sequences": 1,
     "token_healing": False,
     # other truncations
     "top_h": None,
@@ -33,30 +47,20 @@ REFUSED: dict[str, Any] = {
     "epsilon_cutoff": 0,
     "eta_cutoff": 0,
     # tokens forbidden, forced or made more or less likely
-    "no_repeat_ngram_size": 0,
     "encoder_no_repeat_ngram_size": 0,
     "encoder_repetition_penalty": 1,
-    "bad_words_ids": None,
-    "suppress_tokens": None,
-    "begin_suppress_tokens": None,
-    "forced_bos_token_id": None,
-    "forced_eos_token_id": None,
     "sequence_bias": None,
     "exponential_decay_length_penalty": None,
     "watermarking_config": None,
     # other ends
-    "min_length": 0,
-    "min_new_tokens": 0,
     "max_time": None,
     "is_assistant": False,
 }
 
 NO_EFFECT = frozenset(
     {
-        # only beams look at them, and beams are refused
-        *("early_stopping", "length_penalty"),
-        # a shift of all logits, and what NaN becomes (it is an error here)
-        *("renormalize_logits", "remove_invalid_values"),
+        # what NaN becomes (it is an error here)
+        "remove_invalid_values",
         # how it is computed, with the same answer
         *("use_cache", "cache_implementation", "cache_config", "max_cache_len", "prefill_chunk_size", "low_memory"),
         *("compile_config", "disable_compile", "continuous_batching_config"),
@@ -66,8 +70,8 @@ NO_EFFECT = frozenset(
         *("assistant_early_exit", "assistant_lookbehind", "target_lookbehind", "assistant_ensemble_weight"),
         # what else transformers' generate returns
         *("output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate"),
-        # the tokenizer puts the bos; there is no padding; decoders don't start from a token of their own
-        *("pad_token_id", "bos_token_id", "decoder_start_token_id"),
+        # the tokenizer puts the bos; there is no padding
+        *("pad_token_id", "bos_token_id"),
         # where the file comes from
         *("_from_model_config", "_commit_hash", "transformers_version"),
     }
@@ -100,7 +104,10 @@ def read_generation_config(
         for name, value in (("temperature", 1.0), ("top_k", 50)):
             if name not in said:
                 said[name], sources[name] = value, "transformers' default"
-    for name, value in {**_length(config), **_ends(config)}.items():
+    renamed = {name: config[key] for key, name in RENAMED.items() if key in config}
+    if "min_new_tokens" in config:  # which goes before min_length, as max_new_tokens before max_length
+        renamed.pop("min_length", None)
+    for name, value in {**_length(config), **_ends(config), **renamed}.items():
         said[name], sources[name] = value, FILE
     return said, sources
 

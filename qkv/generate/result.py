@@ -9,13 +9,32 @@ FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
+class Beam:
+    """One of the texts that a beam search found; as in a Generation.
+
+    logprob: the log-probability that the search summed, after what its settings do to it (no_repeat_ngram, a forced
+    token's 0, …), while `logprobs` are the model's own. score: logprob / len(tokens)^length_penalty."""
+
+    text: str
+    tokens: list[int]
+    score: float
+    logprob: float
+    finish_reason: FinishReason
+    logprobs: list[float] | None
+    top_logprobs: list[dict[int, float]] | None
+
+
+@dataclass(frozen=True)
 class Generation:
     """One prompt's answer.
 
     text: without the prompt, special tokens and the stop text. tokens: every id that the model chose, the eos and those
     of a stop text included, so len(tokens) is what was computed. finish_reason: "stop" (an eos or a stop text) or
     "length" (max_tokens, max_length or the context). logprobs: one a token; top_logprobs: a {id: log-probability} a
-    token, best first; None where not asked for. seed: the one that was used, None while greedy."""
+    token, best first; None where not asked for. seed: the one that was used, None while greedy. beams: what a beam
+    search found, n_best of them, best first, of which this is the first, with its score; None without one.
+
+    Of an encoder–decoder: prompt_tokens are what the encoder read, and tokens come without the start token."""
 
     text: str
     tokens: list[int]
@@ -25,10 +44,13 @@ class Generation:
     top_logprobs: list[dict[int, float]] | None
     seed: int | None
     timing: Timing
+    score: float | None = None
+    beams: list[Beam] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON takes them."""
-        return {**vars(self), "timing": self.timing.to_dict()}
+        beams = None if self.beams is None else [vars(beam) for beam in self.beams]
+        return {**vars(self), "timing": self.timing.to_dict(), "beams": beams}
 
     def __str__(self) -> str:
         return self.text

@@ -1,7 +1,7 @@
 """From logits to a token. V  vocabulary    K  tokens still in the running
 
-The processors and their order are transformers': repetition penalty, temperature, top-k, top-p, min-p. A test holds
-what they keep and its probabilities to transformers' own.
+After what `processors` does come temperature, top-k, top-p and min-p, in transformers' order. A test holds what they
+keep and its probabilities to transformers' own.
 """
 
 import hashlib
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qkv.errors import WeightError
+from qkv.errors import InputError, WeightError
+from qkv.generate.processors import processors
 from qkv.generate.settings import Settings
 
 
@@ -26,30 +27,28 @@ class Choice:
 
 
 class Sampler:
-    """Chooses the tokens of one sequence. Its draws depend on the seed and on how many were made."""
+    """Chooses the tokens of one sequence. Its draws depend on the seed and on how many were made.
 
-    def __init__(self, settings: Settings, prompt: Sequence[int]) -> None:
+    `prompt`: tokens before the first one; `limit`: at most so many are made."""
+
+    def __init__(self, settings: Settings, prompt: int, limit: int) -> None:
         self.settings = settings
+        self.processors = processors(settings, prompt, limit)
         self.seed = _seed(settings)
         self.made = 0
-        self.seen = dict.fromkeys(prompt) if settings.repetition_penalty != 1 else {}
 
-    def choose(self, logits: Tensor) -> Choice:
-        """logits [V] → the next token. WeightError: the largest is NaN or infinite, so no choice has a meaning."""
+    def choose(self, logits: Tensor, ids: Sequence[int]) -> Choice:
+        """logits [V] → the token that comes behind ids. WeightError: the largest is NaN or infinite, so no choice has
+        a meaning. InputError: the settings forbid every token."""
         scores = logits.float()
-        if self.seen:
-            scores = penalize(scores, list(self.seen), self.settings.repetition_penalty)
+        for process in self.processors:
+            scores = process(scores, ids)
         value, token = likeliest(scores)
         if not math.isfinite(value):
-            raise WeightError(
-                f"the model's logits are not numbers any more (token {self.made + 1} of the answer): its weights hold"
-                " NaN or infinity, or its dtype is too narrow for it; look with `qkv verify`, or load it in float32"
-            )
+            raise nothing_to_choose(value, logits, self.made + 1)
         if self.seed is not None:
             token = self._draw(scores, self.seed)
         self.made += 1
-        if self.seen:
-            self.seen[token] = None
         return Choice(token, *log_probabilities(logits, token, self.settings.logprobs))
 
     def _draw(self, scores: Tensor, seed: int) -> int:
@@ -59,19 +58,25 @@ class Sampler:
         return int(ids[likeliest(p / exponential(seed, self.made, ids))[1]])
 
 
+def nothing_to_choose(value: float, logits: Tensor, count: int) -> InputError | WeightError:
+    """What to raise where the best score for an answer's token number `count` is `value`, of these logits."""
+    if value == -math.inf and math.isfinite(float(logits.max())):
+        return InputError(
+            f"nothing is left for token {count} of the answer: suppress, suppress_first, bad_words, no_repeat_ngram and"
+            " min_tokens forbid the whole vocabulary"
+        )
+    return WeightError(
+        f"the model's logits are not numbers any more (token {count} of the answer): its weights hold"
+        " NaN or infinity, or its dtype is too narrow for it; look with `qkv verify`, or load it in float32"
+    )
+
+
 def likeliest(scores: Tensor) -> tuple[float, int]:
     """The largest of scores [K] and the first place that has it; NaN counts as larger than all.
 
     numpy's argmax uses the CPU's vector units and torch's doesn't (7 against 119 µs for 49,152 scores, torch 2.13)."""
     place = int(scores.numpy().argmax() if scores.device.type == "cpu" else scores.argmax())
     return float(scores[place]), place
-
-
-def penalize(scores: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
-    """scores [V], those of the seen ids divided by the penalty, negative ones multiplied (arXiv 1909.05858)."""
-    ids = torch.tensor(seen, device=scores.device)
-    values = scores[ids]
-    return scores.index_copy(0, ids, torch.where(values < 0, values * penalty, values / penalty))
 
 
 def distribution(scores: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:

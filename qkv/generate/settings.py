@@ -11,15 +11,19 @@ import dataclasses
 import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
-from numbers import Integral, Real
-from typing import Any
+from typing import Any, Literal
 
 from qkv.errors import ConfigError, InputError
+from qkv.generate import check, describe
 from qkv.generate.generation_config import FILE, read_generation_config
 
 MOST_STOPS, LONGEST_STOP, MOST_STOP_TOKENS = 64, 1024, 1024  # each is looked for after every token
+MOST_BEAMS = 1024
+MOST_IDS = 2**16  # that a list may forbid
 SAMPLING = ("top_k", "top_p", "min_p")
+SEARCHING = ("length_penalty", "early_stopping")
+LIFTS = {"max_tokens": "max_length", "min_tokens": "min_length", "beams": "n_best"}  # the one takes back the other
+IDS = ("suppress", "suppress_first", "forced_last", "stop_tokens")
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,8 @@ class Settings:
     """How to go on after a prompt. InputError names the field that is wrong.
 
     max_tokens: at most this many new ones; None: as many as the context holds.
-    max_length: at most this many in all, the prompt's included (transformers' older limit); None: not limited so.
+    max_length: at most this many in all, the prompt's included (of an encoder–decoder: the decoder's, its start token
+        included); transformers' older limit. None: not limited so.
     temperature: 0 is greedy: the most likely token each time. Else logits are divided by it.
     top_k: draw from the k most likely (all that tie with the last of them too); 0: from all.
     top_p: draw from the fewest tokens whose probabilities come to top_p (arXiv 1904.09751); 1: from all.
@@ -42,7 +47,21 @@ class Settings:
     logprobs: True: log-probabilities of the chosen tokens; n ≥ 1: and of the n likeliest at each place. They are
         those of the model, before penalty, temperature and truncation.
     allow_long: go beyond the context that the model was trained on, where its positions can.
-    prefill_chunk: tokens that one step reads, of all prompts together; it bounds memory, the answer is the same.
+    prefill_chunk: tokens that one step reads, of all prompts together; it bounds memory, the answer is the same. An
+        encoder reads so many at once, and at least one whole prompt.
+    beams: above 1 a beam search of that width (temperature must be 0).
+    length_penalty: a found text's score is its summed log-probability / (its number of tokens)^length_penalty.
+    early_stopping: when a search ends that has found `beams` texts. True: at once; False: when the best one still open
+        would score no better at its present length; "never": nor at the greatest length there is.
+    n_best: texts to return of a beam search, best first.
+    min_tokens: no stop_tokens before so many new tokens; min_length: in all, counted as max_length.
+    forced_first: the first new token where there is only one before it (an encoder–decoder's start).
+    forced_last: the last token that the limit leaves room for, one of these.
+    suppress: ids that are never chosen; suppress_first: not as the first new one (or the first after forced_first).
+    no_repeat_ngram: no run of so many tokens occurs twice, the prompt of a decoder included; 0: any may.
+    bad_words: sequences of ids that may not come up; stop_tokens alone are no such words.
+    renormalize: in a beam search what all of the above leave is brought to probabilities again before it is summed.
+    start: the token that an encoder–decoder's answer begins behind; None: the one of its config.
     """
 
     max_tokens: int | None = 256
@@ -59,43 +78,83 @@ class Settings:
     logprobs: bool | int = False
     allow_long: bool = False
     prefill_chunk: int = 512
+    beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    n_best: int = 1
+    min_tokens: int = 0
+    min_length: int = 0
+    forced_first: int | None = None
+    forced_last: tuple[int, ...] = ()
+    suppress: tuple[int, ...] = ()
+    suppress_first: tuple[int, ...] = ()
+    no_repeat_ngram: int = 0
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    renormalize: bool = False
+    start: int | None = None
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("stop", "stop_tokens"):
-            object.__setattr__(self, name, _tuple(name, getattr(self, name)))
-        for name, low in (("max_tokens", 1), ("max_length", 1), ("seed", 0)):
+        for name, one in (("stop", str), ("forced_last", int), *((n, None) for n in (*IDS, "bad_words"))):
+            object.__setattr__(self, name, check.tuple_of(name, getattr(self, name), one))
+        words = tuple(check.tuple_of("bad_words", word) for word in self.bad_words)
+        object.__setattr__(self, "bad_words", words)
+        self._check_numbers()
+        self._check_lists()
+        self._check_search()
+
+    def _check_numbers(self) -> None:
+        for name, low, high in (
+            *(("max_tokens", 1, 2**63 - 1), ("max_length", 1, 2**63 - 1), ("seed", 0, 2**63 - 1)),
+            *(("forced_first", 0, check.LARGEST_ID), ("start", 0, check.LARGEST_ID)),
+        ):
             if getattr(self, name) is not None:
-                _whole(name, getattr(self, name), low, 2**63 - 1)
-        _whole("top_k", self.top_k, 0, 2**31 - 1)
-        _whole("prefill_chunk", self.prefill_chunk, 1, 2**31 - 1)
+                check.whole(name, getattr(self, name), low, high)
+        for name, low in (("prefill_chunk", 1), ("top_k", 0), ("min_tokens", 0), ("min_length", 0)):
+            check.whole(name, getattr(self, name), low, 2**31 - 1)
+        check.whole("no_repeat_ngram", self.no_repeat_ngram, 0, 2**31 - 1)
         if self.temperature != 0 or isinstance(self.temperature, bool):
             # Below, logits / temperature overflows float32; above, it says nothing any more.
-            _number("temperature", self.temperature, 1e-6, 1e6, "0 (greedy) or ")
-        _number("top_p", self.top_p, 0.0, 1.0)
+            check.number("temperature", self.temperature, 1e-6, 1e6, "0 (greedy) or ")
+        check.number("top_p", self.top_p, 0.0, 1.0)
         if self.top_p == 0:
             raise InputError("top_p must be above 0 (temperature 0 is greedy), got 0")
-        _number("min_p", self.min_p, 0.0, 1.0)
-        _number("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
-        for name in ("ignore_eos", "allow_long"):
-            if not isinstance(getattr(self, name), bool):
-                raise InputError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        check.number("min_p", self.min_p, 0.0, 1.0)
+        check.number("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
+        for name in ("ignore_eos", "allow_long", "renormalize"):
+            check.flag(name, getattr(self, name))
         if not isinstance(self.logprobs, bool):
-            _whole("logprobs", self.logprobs, 1, 2**24, "False, True or ")
-        self._check_stops()
+            check.whole("logprobs", self.logprobs, 1, check.LARGEST_ID, "False, True or ")
 
-    def _check_stops(self) -> None:
-        if len(self.stop) > MOST_STOPS or len(self.stop_tokens) > MOST_STOP_TOKENS:
+    def _check_lists(self) -> None:
+        if len(self.stop) > MOST_STOPS:
+            raise InputError(f"stop may hold {MOST_STOPS} texts, got {len(self.stop)}")
+        check.texts("stop", self.stop, LONGEST_STOP)
+        for name, most in zip(IDS, (MOST_IDS, MOST_IDS, MOST_STOP_TOKENS, MOST_STOP_TOKENS), strict=True):
+            check.ids(name, getattr(self, name), most)
+        check.ids("bad_words", tuple(i for word in self.bad_words for i in word), MOST_IDS)
+        for name in ("forced_first", "forced_last"):
+            forced = {getattr(self, name)} if name == "forced_first" else set(self.forced_last)
+            if forced and forced <= set(self.suppress):
+                raise InputError(f"{name} and suppress name the same tokens: there would be nothing left to choose")
+        if not all(self.bad_words):
+            raise InputError("bad_words must hold lists of token ids, got an empty one")
+
+    def _check_search(self) -> None:
+        check.whole("beams", self.beams, 1, MOST_BEAMS)
+        # Beyond this the power of a long text's length leaves float32.
+        check.number("length_penalty", self.length_penalty, -8.0, 8.0)
+        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
+            raise InputError(f"early_stopping must be True, False or 'never', got {self.early_stopping!r:.80}")
+        check.whole("n_best", self.n_best, 1, MOST_BEAMS)
+        if self.n_best > self.beams:
+            raise InputError(f"n_best must be at most beams, which is {self.beams}, got {self.n_best}")
+        if self.beams > 1 and self.temperature != 0:
             raise InputError(
-                f"stop may hold {MOST_STOPS} texts and stop_tokens {MOST_STOP_TOKENS} ids,"
-                f" got {len(self.stop)} and {len(self.stop_tokens)}"
+                f"a search of {self.beams} beams ({self.source('beams')}) and drawing at temperature"
+                f" {self.temperature:g} ({self.source('temperature')}) at once is not done here: give temperature=0 or"
+                " beams=1"
             )
-        for text in self.stop:
-            if not isinstance(text, str) or not text or len(text) > LONGEST_STOP:
-                got = f"one of {len(text)}" if isinstance(text, str) else repr(text)
-                raise InputError(f"stop must hold texts of 1 to {LONGEST_STOP} characters, got {got}")
-        for token in self.stop_tokens:
-            _whole("stop_tokens", token, 0, 2**24)
 
     @classmethod
     def of(
@@ -110,33 +169,39 @@ class Settings:
         """What generation_config.json says, then `changes`, which win. `eos`: the tokenizer's, where the file has none.
         `origin`: what to call the file where something else says it (config.json, a GGUF file).
 
-        ConfigError: the file asks for something that changes the answer and isn't done here (beam search, n-gram
-        blocking, …) or for something unknown; `without` names such keys to do without. InputError: a wrong change."""
+        ConfigError: the file asks for something that changes the answer and isn't done here (contrastive search,
+        watermarks, …) or for something unknown; `without` names such keys to do without. InputError: a wrong change."""
         said, sources = read_generation_config(generation or {}, without)
         sources = {name: source.replace(FILE, origin) for name, source in sources.items()}
         if eos and "stop_tokens" not in said:
             said["stop_tokens"], sources["stop_tokens"] = tuple(eos), "tokenizer"
+        changed = {*changes, *(LIFTS[name] for name in changes if name in LIFTS)}
         try:
-            settings = cls(**said, sources=sources)
+            settings = cls(**{name: value for name, value in said.items() if name not in changed}, sources=sources)
         except InputError as error:
             raise ConfigError(f"{FILE}: {error}") from error
         return settings.replace(**changes)
 
     def replace(self, **changes: Any) -> "Settings":
-        """These settings with some fields changed. Asking for max_tokens lifts max_length, as in transformers.
+        """These settings with some fields changed. Asking for max_tokens lifts max_length, as in transformers, for
+        min_tokens min_length, and for beams n_best.
 
-        InputError: no such field; a wrong value; top_k, top_p or min_p for a greedy answer, which they don't change."""
+        InputError: no such field; a wrong value; top_k, top_p or min_p for a greedy answer, or length_penalty or
+        early_stopping for one beam, which they don't change."""
         names = [f.name for f in dataclasses.fields(self) if f.name != "sources"]
         for name in changes:
             if name not in names:
                 near = difflib.get_close_matches(name, names, 1, 0.5) or [", ".join(names)]
                 raise InputError(f"generate has no argument {name!r}; did you mean {near[0]}?")
-        if "max_tokens" in changes:
-            changes = {"max_length": None, **changes}
+        lifted = {LIFTS[name] for name in changes if name in LIFTS} - set(changes)
+        changes = {**{name: type(self).__dataclass_fields__[name].default for name in lifted}, **changes}
         new = dataclasses.replace(self, **changes, sources={**self.sources, **dict.fromkeys(changes, "given")})
         for name in SAMPLING:
             if name in changes and "temperature" not in changes and new.temperature == 0 and new.is_set(name):
                 raise InputError(f"{name} changes nothing while temperature is 0 (greedy); give a temperature too")
+        for name in SEARCHING:
+            if name in changes and "beams" not in changes and new.beams == 1 and new.is_set(name):
+                raise InputError(f"{name} changes nothing while beams is 1 (no beam search); give beams too")
         return new
 
     def is_set(self, name: str) -> bool:
@@ -145,56 +210,13 @@ class Settings:
 
     def describe(self) -> str:
         """One line for a person: what is in force, and who said so."""
-        drawing = [name for name in ("temperature", *SAMPLING) if self.is_set(name)]
-        drawn = [self._say(name, f"{getattr(self, name):g}") for name in drawing]
-        how = drawn if self.temperature else [("greedy", self.source("temperature"))]
-        if self.is_set("repetition_penalty"):
-            how.append(self._say("repetition_penalty", f"{self.repetition_penalty:g}"))
-        limits = [name for name in ("max_tokens", "max_length") if getattr(self, name) is not None]
-        length = [self._say(name, str(getattr(self, name))) for name in limits]
-        rest = [name for name in ("stop", "stop_tokens", "ignore_eos", "seed", "allow_long") if self.is_set(name)]
-        parts = (
-            ("sampling: " if self.temperature else "") + _join(how),
-            _join(length or [("as many tokens as the context holds", self.source("max_tokens"))]),
-            _join([self._say(name, _show(getattr(self, name))) for name in rest]),
-        )
-        return "; ".join(part for part in parts if part)
-
-    def _say(self, name: str, value: str) -> tuple[str, str]:
-        return f"{name} {value}", self.source(name)
+        return describe.describe(self)
 
     def source(self, name: str) -> str:
         """Who said this field: "given", "default", "generation_config.json", …"""
         return self.sources.get(name, "given" if self.is_set(name) else "default")
 
-
-def _join(parts: list[tuple[str, str]]) -> str:
-    """'a, b (source), c (another)' of (text, source) pairs."""
-    groups = groupby(parts, lambda part: part[1])
-    return ", ".join(f"{', '.join(text for text, _ in group)} ({source})" for source, group in groups)
-
-
-def _show(value: Any) -> str:
-    return ", ".join(map(repr, value)) if isinstance(value, tuple) else repr(value)
-
-
-def _tuple(name: str, value: Any) -> tuple[Any, ...]:
-    if isinstance(value, list | tuple):
-        return tuple(value)
-    if name == "stop" and isinstance(value, str):
-        return (value,)
-    raise InputError(f"{name} must be a list, got {value!r}")
-
-
-def _is(value: object, kind: type) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
-
-
-def _whole(name: str, value: Any, low: int, high: int, also: str = "") -> None:
-    if not _is(value, Integral) or not low <= value <= high:
-        raise InputError(f"{name} must be {also}a whole number from {low} to {high}, got {value!r}")
-
-
-def _number(name: str, value: Any, low: float, high: float, also: str = "") -> None:
-    if not _is(value, Real) or not low <= value <= high:  # a NaN is in no range
-        raise InputError(f"{name} must be {also}a number from {low:g} to {high:g}, got {value!r}")
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The ids that end an answer, if any may."""
+        return () if self.ignore_eos else self.stop_tokens

@@ -6,10 +6,13 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from time import perf_counter
 
 import torch
+from torch import nn
 
 from qkv import spec
+from qkv.nn.block import Crossing
 from qkv.nn.stack import Transformer
 
 
@@ -56,27 +59,87 @@ class Timing:
         return {**dataclasses.asdict(self), **{name: getattr(self, name) for name in rates}}
 
 
-class Traffic:
-    """Bytes that one step of a model reads."""
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Seconds until the last tokens were read, seconds until now, bytes read: since the start of the batch."""
+
+    prefilled: float
+    seconds: float
+    read: int
+
+
+class Watch:
+    """Measures the steps of one batch. What a consumer does between them doesn't count."""
 
     def __init__(self, model: Transformer) -> None:
-        tensors = (*model.parameters(), *model.buffers())
-        self.weights = sum(t.nbytes for t in tensors)
+        self.device, self.traffic = model.device, Traffic(model)
+        self.spent, self.prefilled, self.bytes = 0.0, 0.0, 0
+
+    def start(self) -> None:
+        """A step begins."""
+        self.started = perf_counter()
+
+    def read(self, lengths: Sequence[int], sources: Sequence[int] = ()) -> None:
+        """The model has read its tokens, so that these lengths are held beside these of an encoder."""
+        self.bytes += self.traffic.step(lengths, sources)
+        self.prefilled = self.spent + perf_counter() - self.started
+
+    def now(self) -> Moment:
+        """Within a step."""
+        return Moment(self.prefilled, self.spent + perf_counter() - self.started, self.bytes)
+
+    def stop(self) -> None:
+        """The step ends."""
+        self.spent += perf_counter() - self.started
+
+    def timing(self, first: Moment, last: Moment, prompt_tokens: int, decode_steps: int) -> Timing:
+        """Of an answer between its first token and its last."""
+        return Timing(
+            prompt_tokens=prompt_tokens,
+            prefill_seconds=first.prefilled,
+            first_token_seconds=first.seconds,
+            decode_steps=decode_steps,
+            decode_seconds=last.seconds - first.seconds,
+            bytes_read=last.read - first.read,
+            peak_memory=peak_memory(self.device),
+        )
+
+
+class Traffic:
+    """Bytes that one step of a model reads. (An encoder is read once, with the prompt.)"""
+
+    def __init__(self, model: Transformer) -> None:
+        self.weights = sum(_nbytes(part) for part in (model.last, model.head))
         # Of the tables only a few rows are read, unless the head multiplies by the whole table.
-        self.weights -= sum(t.nbytes for t in model.decoder.embed.parameters())
+        self.weights -= _nbytes(model.last.embed)
         if isinstance(model.spec.head, spec.LMHead) and model.spec.head.tied:
-            self.weights += model.decoder.embed.tokens.weight.nbytes
+            self.weights += model.table.nbytes
         self.keys: dict[int, int] = {}
-        for block in model.spec.decoder:
+        self.memory = 0  # a source's token
+        for block in model.spec.last:
             mixer = block.mixer
             if isinstance(mixer, spec.Attention):
                 seen = mixer.mask.size if isinstance(mixer.mask, spec.Window) else sys.maxsize
-                size = 2 * mixer.kv_heads * mixer.head_width(model.spec.dim) * model.dtype.itemsize
-                self.keys[seen] = self.keys.get(seen, 0) + size
+                self.keys[seen] = self.keys.get(seen, 0) + _held(mixer, model)
+            if block.cross is not None:
+                self.memory += _held(block.cross, model)
+        for layer in model.last.blocks:
+            if isinstance(layer, Crossing):  # its keys and values are made once
+                self.weights -= _nbytes(layer.cross.k) + _nbytes(layer.cross.v)
 
-    def step(self, lengths: Sequence[int]) -> int:
-        """With sequences of so many tokens held."""
-        return self.weights + sum(size * min(n, seen) for n in lengths for seen, size in self.keys.items())
+    def step(self, lengths: Sequence[int], sources: Sequence[int] = ()) -> int:
+        """With sequences of so many tokens held, and an encoder's states of so many."""
+        own = sum(size * min(n, seen) for n in lengths for seen, size in self.keys.items())
+        return self.weights + own + self.memory * sum(sources)
+
+
+def _nbytes(part: nn.Module) -> int:
+    return sum(t.nbytes for t in (*part.parameters(), *part.buffers()))
+
+
+def _held(attention: spec.Attention, model: Transformer) -> int:
+    """Bytes of a token's keys and values."""
+    return 2 * attention.kv_heads * attention.head_width(model.spec.dim) * model.dtype.itemsize
 
 
 def peak_memory(device: torch.device) -> int | None:

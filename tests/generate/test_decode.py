@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from qkv import spec
 from qkv.errors import InputError, WeightError
-from qkv.generate.decode import Step, decode, share
+from qkv.generate.decode import Step, decode
 from qkv.generate.settings import Settings
 from qkv.nn.cache import Contiguous
 from qkv.nn.stack import Transformer
-from tests.generate.tiny import EOS, KINDS, VOCAB, Bytes, model_spec, tiny
+from tests.generate.tiny import EOS, KINDS, VOCAB, Bytes, model_spec, pair, tiny
 
 PROMPTS = st.lists(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=20), min_size=1, max_size=4)
 GREEDY = Settings(max_tokens=6, logprobs=True)
@@ -69,6 +69,54 @@ def test_every_chunk_size_gives_the_same_tokens_and_logprobs(kind: str, chunk: i
     assert [s.choice.logprob for s in chunked] == pytest.approx([s.choice.logprob for s in whole], abs=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["relative", "learned"])
+@pytest.mark.parametrize("chunk", [1, 5, 512])
+def test_beside_an_encoder_greedy_with_a_cache_is_argmax_without(kind: str, chunk: int) -> None:
+    model, prompts = pair(kind), [[5, 6, 7], [9, 8, 200, 100, 3], [1]]
+    steps = run(model, prompts, replace(GREEDY, max_tokens=9, prefill_chunk=chunk))
+    for i, prompt in enumerate(prompts):
+        ids, logprobs = [0], []
+        for _ in range(9):
+            with torch.no_grad():
+                logp = model([prompt], [ids])[0][-1].log_softmax(0)
+            ids.append(int(logp.argmax()))
+            logprobs.append(float(logp.max()))
+        assert tokens(steps, i) == ids[1:]
+        assert [s.choice.logprob for s in steps if s.index == i] == pytest.approx(logprobs, abs=1e-4)
+    ends = [s.end for s in steps if s.end is not None]
+    assert sorted(end.timing.prompt_tokens for end in ends) == [1, 3, 5]
+
+
+@settings(max_examples=10)
+@given(st.sampled_from(["relative", "learned"]), PROMPTS, st.sampled_from([GREEDY, SAMPLED]), st.integers(1, 24))
+def test_beside_an_encoder_too_batch_is_solo(kind: str, prompts: list[list[int]], wish: Settings, chunk: int) -> None:
+    wish = replace(wish, no_repeat_ngram=1, forced_first=7, min_tokens=2)
+    alone = [tokens(run(pair(kind), [prompt], wish)) for prompt in prompts]
+    steps = run(pair(kind), prompts, replace(wish, prefill_chunk=chunk))
+    assert [tokens(steps, i) for i in range(len(prompts))] == alone
+    assert {answer[0] for answer in alone} == {7}
+    assert all(len(set(answer)) == len(answer) for answer in alone)
+
+
+def test_processors_act_on_greedy_answers_and_samples() -> None:
+    free = tokens(run(tiny(), [[104]], GREEDY))
+    for wish in (GREEDY, SAMPLED):
+        assert free[0] not in tokens(run(tiny(), [[104]], replace(wish, suppress=(free[0],))))
+        assert tokens(run(tiny(), [[104]], replace(wish, suppress_first=(free[0],))))[0] != free[0]
+        assert tokens(run(tiny(), [[104]], replace(wish, forced_last=9)))[-1] == 9
+        assert tokens(run(tiny(), [[104]], replace(wish, forced_first=9)))[0] == 9
+    stopped = replace(GREEDY, stop_tokens=(free[1],))
+    assert len(run(tiny(), [[104]], stopped)) == 2
+    later = tokens(run(tiny(), [[104]], replace(stopped, min_tokens=4)))
+    assert free[1] not in later[:3]
+    assert len(later) >= 4
+
+
+def test_an_encoder_decoder_takes_no_cache() -> None:
+    with pytest.raises(InputError, match="begins each answer anew: it takes no cache"):
+        decode(pair(), [[1]], [GREEDY], cache=tiny().new_cache())
+
+
 def test_settings_are_each_prompts_own() -> None:
     prompt = list(b"hello")
     wishes = [GREEDY, replace(SAMPLED, max_tokens=3), replace(SAMPLED, seed=0), replace(GREEDY, repetition_penalty=0.1)]
@@ -98,17 +146,6 @@ def test_a_step_reads_a_bounded_number_of_tokens_and_short_prompts_answer_first(
     steps = run(model, [list(range(100)), [1, 2]], replace(GREEDY, max_tokens=3, prefill_chunk=10))
     assert max(sizes) == 10
     assert [s.index for s in steps] == [1, 1, 1, 0, 0, 0]
-
-
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=8), st.integers(1, 60))
-def test_share_is_even_bounded_and_leaves_nobody_out(waiting: list[int], chunk: int) -> None:
-    counts = share(waiting, chunk)
-    assert all(1 <= n <= w for n, w in zip(counts, waiting, strict=True))
-    assert sum(counts) <= max(chunk, len(waiting))
-    assert sum(counts) == min(sum(waiting), max(chunk, len(waiting))) or len(waiting) > 1
-    unfinished = [n for n, w in zip(counts, waiting, strict=True) if n < w]
-    assert not unfinished or max(unfinished) - min(unfinished) <= 1
-    assert not unfinished or max(counts) <= max(unfinished)
 
 
 def test_eos_ends_an_answer_is_among_its_tokens_and_not_in_its_text() -> None:

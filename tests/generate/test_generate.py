@@ -14,7 +14,7 @@ from qkv.generate.result import Generation
 from qkv.generate.settings import Settings
 from qkv.inputs.train import train_tokenizer
 from qkv.nn.stack import Transformer
-from tests.generate.tiny import EOS, VOCAB, Bytes, ByteStream, model_spec, tiny
+from tests.generate.tiny import EOS, VOCAB, Bytes, ByteStream, model_spec, pair, tiny
 
 GREEDY = Settings(max_tokens=5)
 
@@ -94,6 +94,19 @@ def test_several_prompts_in_any_form_give_a_list_in_order(prompts: Any) -> None:
 def test_what_is_no_prompt_is_an_error_at_once(prompts: Any, message: str, stream: bool) -> None:
     with pytest.raises(InputError, match=message):
         generate(tiny(), Bytes(), prompts, GREEDY, stream=stream)
+
+
+def test_an_encoder_decoder_answers_texts_in_any_form_and_in_pieces() -> None:
+    prompts = ["hello there", "hi"]
+    made = generate(pair("learned"), Bytes(), prompts, GREEDY)
+    assert [g.prompt_tokens for g in made] == [list(text.encode()) for text in prompts]
+    assert [g.text for g in made] == [Bytes().decode(g.tokens) for g in made]
+    assert made[0].tokens != made[1].tokens
+    assert generate(pair("learned"), None, list(b"hi"), GREEDY).tokens == made[1].tokens
+    pieces = list(generate(pair("learned"), Bytes(), prompts, GREEDY, stream=True))
+    assert ["".join(p for p in pieces if p.prompt_index == i) for i in range(2)] == [g.text for g in made]
+    with pytest.raises(InputError, match="prompt 1 has 25 tokens; this model's encoder reads at most 24"):
+        generate(pair("learned"), Bytes(), ["hi", "x" * 25], GREEDY, stream=True)
 
 
 def test_an_empty_text_is_fine_where_the_tokenizer_puts_a_bos() -> None:

@@ -19,6 +19,56 @@ GPT_2 = {
     "transformers_version": "4.26.0.dev0",
 }
 
+MARIAN = {
+    "bad_words_ids": [[58100]],
+    "bos_token_id": 0,
+    "decoder_start_token_id": 58100,
+    "eos_token_id": 0,
+    "forced_eos_token_id": 0,
+    "max_length": 512,
+    "num_beams": 6,
+    "pad_token_id": 58100,
+    "renormalize_logits": True,
+}
+BART_CNN = {
+    "bos_token_id": 0,
+    "decoder_start_token_id": 2,
+    "early_stopping": True,
+    "eos_token_id": 2,
+    "forced_bos_token_id": 0,
+    "forced_eos_token_id": 2,
+    "length_penalty": 2.0,
+    "max_length": 142,
+    "min_length": 56,
+    "no_repeat_ngram_size": 3,
+    "num_beams": 4,
+    "pad_token_id": 1,
+}
+AS_MARIAN = {
+    "beams": 6,
+    "max_tokens": None,
+    "max_length": 512,
+    "stop_tokens": (0,),
+    "bad_words": ((58100,),),
+    "start": 58100,
+    "forced_last": (0,),
+    "renormalize": True,
+}
+AS_BART_CNN = {
+    "beams": 4,
+    "max_tokens": None,
+    "max_length": 142,
+    "min_length": 56,
+    "length_penalty": 2.0,
+    "early_stopping": True,
+    "no_repeat_ngram": 3,
+    "start": 2,
+    "forced_first": 0,
+    "forced_last": (2,),
+    "stop_tokens": (2,),
+}
+THREE = {"beams": 3, "n_best": 2, "early_stopping": "never"}
+
 TABLE: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {}),
     (LLAMA_2, {"temperature": 0.6, "top_p": 0.9, "top_k": 50, "max_tokens": None, "max_length": 4096}),
@@ -33,6 +83,14 @@ TABLE: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"max_new_tokens": 5, "max_length": 9}, {"max_tokens": 5}),
     ({"stop_strings": "###"}, {"stop": ("###",)}),
     ({"stop_strings": ["a", "b"], "top_p": None}, {"stop": ("a", "b")}),
+    (MARIAN, AS_MARIAN),
+    (BART_CNN, AS_BART_CNN),
+    ({"suppress_tokens": [1, 2], "begin_suppress_tokens": [3]}, {"suppress": (1, 2), "suppress_first": (3,)}),
+    ({"num_beams": 3, "num_return_sequences": 2, "early_stopping": "never"}, THREE),
+    ({"num_beams": 1, "num_return_sequences": 1, "length_penalty": 1.0, "min_length": 0}, {}),
+    ({"min_length": 9, "min_new_tokens": 5}, {"min_tokens": 5}),
+    ({"forced_eos_token_id": [1, 2]}, {"forced_last": (1, 2)}),
+    ({"bad_words_ids": [], "suppress_tokens": []}, {}),
 ]
 
 
@@ -60,9 +118,7 @@ def test_top_k_and_temperature_default_as_in_transformers() -> None:
 
 @pytest.mark.parametrize("key", sorted(REFUSED))
 def test_a_key_that_changes_the_answer_is_refused_unless_left_out(key: str) -> None:
-    value = {"sequence_bias": [[[1], 2.0]], "suppress_tokens": [7], "is_assistant": True, "token_healing": True}.get(
-        key, 4
-    )
+    value = {"sequence_bias": [[[1], 2.0]], "is_assistant": True, "token_healing": True}.get(key, 4)
     with pytest.raises(ConfigError, match=rf"{key} = .* changes the answer and is not done here.*without=\['{key}'\]"):
         Settings.of({key: value})
     assert Settings.of({key: value}, without=[key]) == Settings()
@@ -72,9 +128,9 @@ def test_a_key_that_changes_the_answer_is_refused_unless_left_out(key: str) -> N
 
 def test_all_refused_and_unknown_keys_are_named_at_once() -> None:
     with pytest.raises(
-        ConfigError, match=r"num_beams = 4 .*; chat_format = 'x' is unknown.*\['num_beams', 'chat_format'\]"
+        ConfigError, match=r"penalty_alpha = 4 .*; chat_format = 'x' is unknown.*\['penalty_alpha', 'chat_format'\]"
     ):
-        Settings.of({"num_beams": 4, "chat_format": "x", "bad_words_ids": [], "top_p": 0.5})
+        Settings.of({"penalty_alpha": 4, "chat_format": "x", "sequence_bias": [], "top_p": 0.5})
 
 
 @pytest.mark.parametrize(
@@ -89,6 +145,14 @@ def test_all_refused_and_unknown_keys_are_named_at_once() -> None:
         {"eos_token_id": [None]},
         {"stop_strings": [""]},
         {"stop_strings": 4},
+        {"num_beams": 0},
+        {"num_beams": 2, "num_return_sequences": 3},
+        {"num_return_sequences": 3},
+        {"num_beams": 2, "do_sample": True},
+        {"early_stopping": "maybe"},
+        {"decoder_start_token_id": [1, 2]},
+        {"bad_words_ids": [5]},
+        {"suppress_tokens": [-1]},
     ],
 )
 def test_nonsense_is_a_config_error(file: dict[str, Any]) -> None:

@@ -1,8 +1,9 @@
 """What generating gives, as JSON and as pieces of text."""
 
 import json
+from dataclasses import replace
 
-from qkv.generate.result import Generation, Piece
+from qkv.generate.result import Beam, Generation, Piece
 from qkv.generate.timing import Timing
 
 GENERATION = Generation(
@@ -21,10 +22,29 @@ def test_a_generation_is_json() -> None:
     said = json.loads(json.dumps(GENERATION.to_dict(), allow_nan=False))
     assert list(said) == [
         *("text", "tokens", "prompt_tokens", "finish_reason", "logprobs", "top_logprobs", "seed", "timing"),
+        *("score", "beams"),
     ]
     assert (said["text"], said["top_logprobs"][0]) == ("é!", {"5": -0.5})
     assert said["timing"]["tokens_per_second"] == 5
+    assert (said["score"], said["beams"]) == (None, None)
     assert str(GENERATION) == "é!"
+
+
+def test_a_search_is_json_with_its_beams() -> None:
+    beam = Beam("é!", [5, 2], -0.75, -1.5, "stop", [-0.5, -1.0], None)
+    said = json.loads(json.dumps(replace(GENERATION, score=-0.75, beams=[beam]).to_dict(), allow_nan=False))
+    assert said["score"] == -0.75
+    assert said["beams"] == [
+        {
+            "text": "é!",
+            "tokens": [5, 2],
+            "score": -0.75,
+            "logprob": -1.5,
+            "finish_reason": "stop",
+            "logprobs": [-0.5, -1.0],
+            "top_logprobs": None,
+        }
+    ]
 
 
 def test_a_piece_is_text() -> None:

@@ -16,8 +16,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from qkv.errors import WeightError
-from qkv.generate.sample import Sampler, distribution, exponential, likeliest, log_probabilities, penalize
+from qkv.errors import InputError, WeightError
+from qkv.generate.processors import Repetition
+from qkv.generate.sample import Sampler, distribution, exponential, likeliest, log_probabilities
 from qkv.generate.settings import Settings
 
 INF = math.inf
@@ -50,7 +51,7 @@ def theirs(logits: Tensor, seen: list[int], wish: Settings) -> Tensor:
 
 
 def ours(logits: Tensor, seen: list[int], wish: Settings) -> Tensor:
-    ids, p = distribution(penalize(logits, seen, wish.repetition_penalty), wish)
+    ids, p = distribution(Repetition(wish.repetition_penalty)(logits, seen), wish)
     return torch.zeros(len(logits)).index_put((ids,), p)
 
 
@@ -73,7 +74,7 @@ def test_what_is_kept_and_its_probabilities_are_transformers(
     seen = data.draw(st.lists(st.integers(0, len(logits) - 1), min_size=1, max_size=5))
     assume(clear_of_borders(logits, seen, wish))
     mine, their = ours(logits, seen, wish), theirs(logits, seen, wish)
-    scores = penalize(logits, seen, wish.repetition_penalty)
+    scores = Repetition(wish.repetition_penalty)(logits, seen)
     assert torch.equal(scores[mine > 0].sort().values, scores[their > 0].sort().values)
     torch.testing.assert_close(mine.sort().values, their.sort().values, atol=1e-6, rtol=1e-5)
     same = (mine > 0) == (their > 0)
@@ -113,21 +114,23 @@ def test_a_uniform_distribution_keeps_one_token_at_the_smallest_top_p() -> None:
 
 @given(LOGITS)
 def test_greedy_is_the_first_of_the_largest(logits: Tensor) -> None:
-    choice = Sampler(Settings(), [0]).choose(logits)
+    choice = Sampler(Settings(), 1, 99).choose(logits, [0])
     assert (choice.token, choice.logprob, choice.top) == (logits.tolist().index(max(logits.tolist())), None, None)
 
 
 def test_repetition_penalty_acts_on_prompt_and_answer_and_on_greedy() -> None:
     logits = torch.tensor([4.0, 3.0, 2.0, -1.0])
-    sampler = Sampler(Settings(repetition_penalty=3.0), [0])
-    assert [sampler.choose(logits).token for _ in range(4)] == [1, 2, 0, 0]
-    assert penalize(logits, [0, 3], 2.0).tolist() == [2.0, 3.0, 2.0, -2.0]
+    sampler, ids = Sampler(Settings(repetition_penalty=3.0), 1, 99), [0]
+    for _ in range(4):
+        ids.append(sampler.choose(logits, ids).token)
+    assert ids[1:] == [1, 2, 0, 0]
+    assert Repetition(2.0)(logits, [0, 3]).tolist() == [2.0, 3.0, 2.0, -2.0]
 
 
 def test_draws_follow_the_probabilities() -> None:
     logits, count = torch.tensor([0.5, 0.25, 0.125, 0.125]).log(), 2000
-    sampler = Sampler(Settings(temperature=1, seed=0), [0])
-    drawn = torch.bincount(torch.tensor([sampler.choose(logits).token for _ in range(count)]), minlength=4)
+    sampler = Sampler(Settings(temperature=1, seed=0), 1, 99)
+    drawn = torch.bincount(torch.tensor([sampler.choose(logits, [0]).token for _ in range(count)]), minlength=4)
     expected = logits.exp() * count
     assert float(((drawn - expected) ** 2 / expected).sum()) < 16.3  # chi-square, 3 degrees of freedom, p = 0.001
 
@@ -157,8 +160,8 @@ def test_draws_depend_on_the_seed_and_not_on_rounding() -> None:
     logits = torch.randn(500, generator=torch.Generator().manual_seed(0)) * 3
 
     def drawn(seed: int | None, error: float = 0.0, **more: float) -> list[int]:
-        sampler = Sampler(Settings(temperature=1, seed=seed, **more), [0])
-        return [sampler.choose(logits + error * torch.rand(500)).token for _ in range(40)]
+        sampler = Sampler(Settings(temperature=1, seed=seed, **more), 1, 99)
+        return [sampler.choose(logits + error * torch.rand(500), [0]).token for _ in range(40)]
 
     assert drawn(1) == drawn(1) != drawn(2)
     for truncation in ({}, {"top_k": 50}, {"top_p": 0.9}, {"min_p": 0.05}):
@@ -167,18 +170,18 @@ def test_draws_depend_on_the_seed_and_not_on_rounding() -> None:
 
 def test_without_a_seed_torchs_own_decides_and_it_is_told() -> None:
     torch.manual_seed(5)
-    first, second = Sampler(Settings(temperature=1), [0]), Sampler(Settings(temperature=1), [0])
+    first, second = Sampler(Settings(temperature=1), 1, 99), Sampler(Settings(temperature=1), 1, 99)
     torch.manual_seed(5)
-    assert first.seed == Sampler(Settings(temperature=1), [0]).seed != second.seed
-    assert Sampler(Settings(), [0]).seed is None
-    assert Sampler(Settings(temperature=1, seed=0), [0]).seed == 0
+    assert first.seed == Sampler(Settings(temperature=1), 1, 99).seed != second.seed
+    assert Sampler(Settings(), 1, 99).seed is None
+    assert Sampler(Settings(temperature=1, seed=0), 1, 99).seed == 0
 
 
 @pytest.mark.parametrize("wish", [Settings(), Settings(temperature=1), Settings(temperature=1, top_k=2, top_p=0.9)])
 @pytest.mark.parametrize("bad", [[1.0, math.nan, 2.0], [math.nan] * 3, [1.0, INF, 2.0], [-INF] * 3])
 def test_logits_that_are_no_numbers_are_an_error(wish: Settings, bad: list[float]) -> None:
     with pytest.raises(WeightError, match=r"not numbers any more \(token 1 of the answer\)"):
-        Sampler(wish, [0]).choose(torch.tensor(bad))
+        Sampler(wish, 1, 99).choose(torch.tensor(bad), [0])
 
 
 @pytest.mark.parametrize("temperature", [1e-6, 1e6])
@@ -191,7 +194,7 @@ def test_extreme_temperatures_are_nearly_greedy_and_nearly_uniform(temperature: 
 def test_logprobs_are_the_models_own(logits: Tensor, count: int) -> None:
     expected = logits.double().log_softmax(0)
     wish = Settings(temperature=2.0, top_k=1, repetition_penalty=1.2, logprobs=count)
-    choice = Sampler(wish, [0]).choose(logits)
+    choice = Sampler(wish, 1, 99).choose(logits, [0])
     assert choice.logprob == pytest.approx(float(expected[choice.token]), abs=1e-4)
     assert choice.top is not None
     assert len(choice.top) == min(count, int((logits > -INF).sum()))
@@ -204,6 +207,18 @@ def test_logprobs_are_the_models_own(logits: Tensor, count: int) -> None:
 def test_logprobs_of_half_precision_logits_are_computed_in_full() -> None:
     logits = torch.randn(1000).bfloat16()
     assert log_probabilities(logits, 3, True)[0] == float(logits.float().log_softmax(0)[3])
+
+
+def test_a_vocabulary_that_is_forbidden_whole_is_an_error() -> None:
+    with pytest.raises(InputError, match="nothing is left for token 1 of the answer: suppress, "):
+        Sampler(Settings(suppress=(0, 1, 2)), 1, 99).choose(torch.zeros(3), [0])
+    with pytest.raises(WeightError, match="not numbers any more"):
+        Sampler(Settings(suppress=(0, 1)), 1, 99).choose(torch.tensor([1.0, 1.0, math.nan]), [0])
+
+
+def test_logprobs_are_those_before_a_token_was_forced() -> None:
+    choice = Sampler(Settings(forced_last=2, logprobs=True), 1, 1).choose(torch.tensor([1.0, 1.0, 0.0]), [0])
+    assert (choice.token, choice.logprob) == (2, pytest.approx(-math.log(2 * math.e + 1)))
 
 
 def test_likeliest_takes_the_first_and_shows_nan() -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -26,6 +27,20 @@ WRONG = {
     "allow_long": [1, None],
     "logprobs": [0, -1, 1.5, "all", None, 2**63],
     "prefill_chunk": [0, -1, 1.5, True, None],
+    "beams": [0, -1, 1.5, True, None, "4", 2**20],
+    "length_penalty": [math.nan, math.inf, 100, "1", True, None],
+    "early_stopping": ["always", "", 1, 0, None, []],
+    "n_best": [0, -1, 2, True, None, 1.5],  # 2 of one beam
+    "min_tokens": [-1, 1.5, True, None],
+    "min_length": [-1, 1.5, True, None],
+    "forced_first": [-1, True, "a", [1]],
+    "forced_last": [-1, [-1], True, None, "a", ["a"], list(range(5000))],
+    "suppress": [5, [-1], [True], ["a"], None, list(range(10**5))],
+    "suppress_first": [5, [-1], [True], ["a"], None],
+    "no_repeat_ngram": [-1, 1.5, True, None],
+    "bad_words": [5, [5], [[]], [[-1]], [["a"]], None, "ab", [list(range(10**5))]],
+    "renormalize": [1, None, "yes"],
+    "start": [-1, True, "a", 1.5],
 }
 RIGHT = {
     "max_tokens": [1, None, 2**40],
@@ -37,6 +52,13 @@ RIGHT = {
     "stop": ["x", ["x", "y"], ("x",), []],
     "stop_tokens": [[0, 1], ()],
     "logprobs": [True, False, 1, 20],
+    "beams": [1, 1024],
+    "length_penalty": [-8, 0, 8.0],
+    "early_stopping": [True, False, "never"],
+    "forced_first": [0, None],
+    "forced_last": [0, [0, 1], ()],
+    "bad_words": [[[1]], (), [[1, 2], (3,)]],
+    "start": [0, None],
 }
 
 
@@ -63,6 +85,8 @@ def test_values_at_the_limits_are_taken(name: str, value: object) -> None:
 def test_any_value_at_all_is_taken_or_an_input_error(name: str, value: object) -> None:
     with suppress(InputError):
         assert getattr(Settings(**{name: value}), name) in (value, (value,))
+    with suppress(InputError, ConfigError):
+        Settings.of({}, **{name: value})
 
 
 def test_an_unknown_argument_is_an_error_with_a_suggestion() -> None:
@@ -81,6 +105,53 @@ def test_truncating_a_greedy_answer_would_be_silent_and_is_an_error(change: dict
     Settings().replace(temperature=0, **change)  # said outright, as clients of the OpenAI API do
     Settings().replace(temperature=1, **change)
     Settings.of({"do_sample": True}, **change)
+
+
+@pytest.mark.parametrize("change", [{"length_penalty": 0.5}, {"early_stopping": True}, {"early_stopping": "never"}])
+def test_what_only_a_beam_search_looks_at_is_an_error_without_one(change: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"{next(iter(change))} changes nothing while beams is 1"):
+        Settings().replace(**change)
+    Settings().replace(beams=4, **change)
+    Settings().replace(beams=1, **change)  # said outright
+    Settings.of({"num_beams": 4}, **change)
+
+
+def test_a_search_does_not_draw() -> None:
+    with pytest.raises(
+        InputError, match=r"4 beams \(given\) and drawing at temperature 0.7 \(given\).*temperature=0 or"
+    ):
+        Settings(beams=4, temperature=0.7)
+    with pytest.raises(InputError, match=r"drawing at temperature 0.6 \(generation_config.json\) at once is not done"):
+        Settings.of({"do_sample": True, "temperature": 0.6}, beams=4)
+    with pytest.raises(InputError, match="top_k changes nothing while temperature is 0"):
+        Settings.of({"num_beams": 4}, top_k=5)
+    both = {"do_sample": True, "num_beams": 4, "num_return_sequences": 4}
+    with pytest.raises(ConfigError, match=r"generation_config\.json: a search of 4 beams"):
+        Settings.of(both)
+    assert Settings.of(both, temperature=0).beams == 4
+    drawn = Settings.of(both, beams=1)
+    assert (drawn.beams, drawn.n_best, drawn.temperature, drawn.top_k) == (1, 1, 1.0, 50)
+
+
+def test_what_is_forced_may_not_be_forbidden() -> None:
+    for change in ({"forced_first": 3}, {"forced_last": 3}, {"forced_last": [3, 4]}):
+        with pytest.raises(InputError, match=f"{next(iter(change))} and suppress name the same tokens"):
+            Settings(suppress=(3, 4), **change)
+    Settings(suppress=(3,), forced_last=(3, 4))
+
+
+def test_n_best_is_at_most_beams() -> None:
+    with pytest.raises(InputError, match="n_best must be at most beams, which is 3, got 4"):
+        Settings(beams=3, n_best=4)
+    with pytest.raises(InputError, match="n_best must be at most beams, which is 1, got 2"):
+        Settings.of({}, n_best=2)
+
+
+def test_asking_for_new_tokens_takes_back_the_files_lengths() -> None:
+    file = {"min_length": 56, "max_length": 142, "num_beams": 4}
+    settings = Settings.of(file, max_tokens=20, min_tokens=3)
+    assert (settings.max_length, settings.min_length, settings.min_tokens) == (None, 0, 3)
+    assert Settings.of(file, min_tokens=3, min_length=4).min_length == 4
 
 
 def test_arguments_win_over_the_file() -> None:

@@ -1,11 +1,14 @@
 """Bytes and seconds: counted by hand on a tiny model."""
 
+import time
+
+import pytest
 import torch
 
 from qkv import spec
-from qkv.generate.timing import Timing, Traffic, peak_memory
+from qkv.generate.timing import Timing, Traffic, Watch, peak_memory
 from qkv.nn.stack import Transformer
-from tests.generate.tiny import VOCAB, model_spec
+from tests.generate.tiny import VOCAB, model_spec, pair_spec
 
 BLOCK = 4 * (32 * 32 * 2 + 2 * 32 * 16 + 3 * 32 * 48 + 2 * 32)  # q and out, k and v, the MLP, two norms; float32
 KEYS = 2 * 2 * 8 * 4  # keys and values of 2 heads of 8 float32, a layer and token
@@ -27,6 +30,30 @@ def test_a_window_reads_no_more_than_its_size() -> None:
     traffic = Traffic(Transformer(model_spec(attention={"mask": spec.Window(5)})))
     assert traffic.step([100]) - traffic.step([]) == 5 * 2 * KEYS
     assert traffic.step([3]) - traffic.step([]) == 3 * 2 * KEYS
+
+
+@pytest.mark.parametrize("kind", ["relative", "learned"])
+def test_beside_an_encoder_a_step_reads_the_decoder_and_what_it_looks_at(kind: str) -> None:
+    model = Transformer(pair_spec(kind))
+    decoder = sum(p.nbytes for p in model.decoder.parameters()) - sum(
+        p.nbytes for p in model.decoder.embed.parameters()
+    )
+    once = sum(p.nbytes for b in model.decoder.blocks for part in (b.cross.k, b.cross.v) for p in part.parameters())
+    weights = decoder - once + 4 * VOCAB * 32
+    assert Traffic(model).step([]) == weights
+    assert Traffic(model).step([10, 3], [5, 6]) == weights + (13 + 11) * 2 * 2 * 32 * 4
+
+
+def test_what_a_consumer_does_between_steps_does_not_count() -> None:
+    watch = Watch(Transformer(model_spec()))
+    for _ in range(2):
+        watch.start()
+        watch.read([1])
+        now = watch.now()
+        watch.stop()
+        time.sleep(0.05)
+    assert 0 < now.prefilled <= now.seconds < 0.05
+    assert now.read == 2 * watch.traffic.step([1])
 
 
 def test_half_precision_is_half_the_bytes() -> None:

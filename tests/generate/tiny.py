@@ -66,3 +66,37 @@ class ByteStream:
 
     def finish(self) -> str:
         return self.decoder.decode(b"", final=True)
+
+
+def pair_spec(kind: str, **changes: object) -> spec.Model:
+    """An encoder–decoder of two layers each: as T5 (relative, before) or as BART (learned positions, after)."""
+    full = spec.Attention(4, 4, mask=spec.Full(), scale=1.0 if kind == "relative" else None)
+    causal = spec.Attention(4, 4, scale=full.scale)
+    norm, place = (spec.RMS(), "pre") if kind == "relative" else (spec.LayerNorm(), "post")
+    embed = spec.Embed() if kind == "relative" else spec.Embed(spec.Learned(24, 2), norm=norm)
+
+    def stack(mixer: spec.Attention, cross: spec.Attention | None) -> spec.Stack:
+        bias = spec.RelativeBias(8, 16, both_ways=cross is None) if kind == "relative" else None
+        block = spec.Block(mixer, spec.Plain(48, "relu"), norm, place, cross=cross)
+        return spec.Stack((block,), 2, norm if kind == "relative" else None, embed, position=bias)
+
+    parts = {
+        "vocab": VOCAB,
+        "dim": 32,
+        "decoder": stack(causal, full),
+        "encoder": stack(full, None),
+        "start": 0,
+        "context": None,
+    }
+    return spec.Model(**{**parts, **changes})
+
+
+@cache
+def pair(kind: str = "relative") -> Transformer:
+    """Such a model of random weights, whose answers differ with what the encoder reads."""
+    torch.manual_seed(1)
+    model = Transformer(pair_spec(kind)).eval()
+    for name, weight in model.named_parameters():
+        if weight.ndim > 1:
+            torch.nn.init.normal_(weight, std=0.5 if "tokens" in name else 0.3)
+    return model

@@ -1,0 +1,63 @@
+"""One step of a model: ids of several sequences in, logits of those that are ready out; and the cache before it."""
+
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from qkv.nn.batch import Batch
+from qkv.nn.cache import Cache, Memory
+from qkv.nn.modes import evaluating
+from qkv.nn.stack import Transformer
+
+
+def share(waiting: Sequence[int], chunk: int) -> list[int]:
+    """How many of each sequence's waiting tokens the next step reads: as evenly as can be, `chunk` in all (but at least
+    one each, so more sequences than that read one each)."""
+    if sum(waiting) <= chunk:
+        return list(waiting)
+    counts, left = [0] * len(waiting), chunk
+    order = sorted(range(len(waiting)), key=waiting.__getitem__)
+    for done, i in enumerate(order):
+        counts[i] = min(waiting[i], max(1, left // (len(order) - done)))
+        left -= counts[i]
+    return counts
+
+
+@torch.no_grad()
+def read(model: Transformer, chunks: list[list[int]], cache: Cache, ready: list[int]) -> Tensor:
+    """Feed each sequence its chunk → logits [len(ready), V] after the last token of those that are ready.
+
+    Not inference_mode: what is in the cache can be used outside."""
+    lengths, device = [len(chunk) for chunk in chunks], model.device
+    batch = Batch(lengths, cache.starts(lengths), device)
+    stream = torch.tensor([i for chunk in chunks for i in chunk], device=device)
+    with evaluating(model):
+        states = model.states(stream, batch, cache)
+        if len(ready) < len(states):
+            ends = list(accumulate(lengths))
+            states = states[torch.tensor([ends[i] - 1 for i in ready], dtype=torch.long, device=device)]
+        return model.logits(states)
+
+
+@torch.no_grad()
+def new_cache(model: Transformer, sources: Sequence[list[int]], length: int | None, chunk: int) -> Cache:
+    """An empty cache for `length` tokens of each of so many sequences (None: it grows), beside what an encoder makes of
+    their sources, where there is one. It reads `chunk` tokens of them at a time, and at least one whole source."""
+    if model.encoder is None or model.decoder is None:
+        return model.new_cache(length)
+    with evaluating(model):
+        parts = [model.encode(group).states for group in _groups(sources, chunk)]
+    lengths = [len(source) for source in sources]
+    return model.new_cache(length, memory=Memory(torch.cat(parts), Batch(lengths, [0] * len(lengths), model.device)))
+
+
+def _groups(sources: Sequence[list[int]], chunk: int) -> Iterator[list[list[int]]]:
+    group: list[list[int]] = []
+    for source in sources:
+        if group and sum(map(len, group)) + len(source) > chunk:
+            yield group
+            group = []
+        group.append(source)
+    yield group
