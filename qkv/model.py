@@ -28,10 +28,11 @@ from qkv.tasks.predict import apply, predict
 class Model(Transformer):
     """`Model(spec)` has fresh weights and no tokenizer; `qkv.load` fills in all of it.
 
-    `tokenizer`: None where there is none (ids still work). `sentence`: what a sentence-transformers folder says of
-    lengths and prompts. `generation`: what `generation_from` says of it
-    (generation_config.json; token ids alone, from config.json or a GGUF file, where there is none).
-    `source`: where the weights came from. `notes`: what was out of the ordinary in loading, one sentence each."""
+    `tokenizer`: None where there is none (ids still work). `generation`: what `generation_from` says of it
+    (generation_config.json; config.json where there is none; nothing for a GGUF file). `tasks`: what config.json says
+    of some (`task_specific_params`), by name. `sentence`: what a sentence-transformers folder says of lengths and
+    prompts. `source`: where the weights came from. `notes`: what was out of the ordinary in loading, one sentence
+    each."""
 
     def __init__(self, model: spec.Model) -> None:
         super().__init__(model)
@@ -39,13 +40,26 @@ class Model(Transformer):
         self.generation: Mapping[str, Any] = {}
         self.generation_from = "generation_config.json"
         self.sentence: Sentence | None = None
+        self.tasks: Mapping[str, Any] = {}
         self.source: Source | None = None
         self.notes: tuple[str, ...] = ()
 
-    def settings(self, **changes: Any) -> Settings:
-        """What `generate` would use: generation_config.json under the changes, which are `generate`'s arguments."""
+    def settings(self, task: str | None = None, **changes: Any) -> Settings:
+        """What `generate` would use: generation_config.json, what config.json says of the task, and the changes, which
+        are `generate`'s arguments; the later wins."""
         eos = self.tokenizer.eos if self.tokenizer is not None else ()
-        return Settings.of(self.generation, eos=eos, origin=self.generation_from, **changes)
+        said = {key: value for key, value in self._task(task).items() if key != "prefix"}
+        origin = self.generation_from if task is None else f"{self.generation_from} and the task {task}"
+        return Settings.of({**self.generation, **said}, eos=eos, origin=origin, **changes)
+
+    def _task(self, name: str | None) -> Mapping[str, Any]:
+        """What config.json says of a task (`task_specific_params`). InputError: nothing."""
+        if name is None:
+            return {}
+        if not isinstance(self.tasks.get(name), Mapping):
+            known = f"it has {', '.join(self.tasks)}" if self.tasks else "its config.json names none"
+            raise InputError(f"this model has no task {name!r}: {known}")
+        return self.tasks[name]  # type: ignore[no-any-return]
 
     @overload
     def generate(self, prompts: str, *, stream: Literal[False] = False, **settings: Any) -> Generation: ...
@@ -55,14 +69,22 @@ class Model(Transformer):
     def generate(self, prompts: Prompts, *, stream: Literal[True], **settings: Any) -> Iterator[Piece]: ...
     @overload
     def generate(self, prompts: Prompts, *, stream: bool = False, **settings: Any) -> Any: ...
-    def generate(self, prompts: Prompts, *, stream: bool = False, **settings: Any) -> Any:
-        """Continue a prompt (text or ids) or a list of them.
+    def generate(self, prompts: Prompts, *, stream: bool = False, task: str | None = None, **settings: Any) -> Any:
+        """Continue a prompt (text or ids) or a list of them; an encoder–decoder answers it.
 
         One prompt gives a Generation, a list a list of them, in order; `stream=True` an iterator of Pieces of text.
         `settings` are the fields of `qkv.generate.settings.Settings`: max_tokens, temperature (0: greedy), top_k,
-        top_p, min_p, repetition_penalty, seed, stop, logprobs. The model's generation_config.json says the rest.
+        top_p, min_p, beams, n_best, length_penalty, repetition_penalty, seed, stop, logprobs, … The model's
+        generation_config.json says the rest. `task`: one of `tasks` (T5's "translation_en_to_de", …): its prefix goes
+        before a text, and its settings are used.
         A prompt gets the same tokens alone, in a batch and in any order. InputError names a wrong argument."""
-        return generate(self, self.tokenizer, prompts, self.settings(**settings), stream=stream)
+        prefix = self._task(task).get("prefix") or ""
+        if prefix:
+            each = [prompts] if isinstance(prompts, str) else list(prompts)
+            if not all(isinstance(prompt, str) for prompt in each):
+                raise InputError(f"the task {task!r} puts {prefix!r} before a text; give texts and not ids")
+            prompts = prefix + prompts if isinstance(prompts, str) else [f"{prefix}{prompt}" for prompt in each]
+        return generate(self, self.tokenizer, prompts, self.settings(task, **settings), stream=stream)
 
     def chat(self, messages: Sequence[Mapping[str, Any]], *, stream: bool = False, **settings: Any) -> Any:
         """The answer to messages [{"role": …, "content": …}, …] by the model's own chat template. `tools` and
@@ -108,7 +130,7 @@ def load(
     )
     model.tokenizer, model.generation, model.source = tokenizer, described.generation, described.source
     model.generation_from, model.notes = described.generation_from, tuple(notes)
-    model.sentence = described.sentence
+    model.sentence, model.tasks = described.sentence, described.config.get("task_specific_params") or {}
     return model
 
 
@@ -120,5 +142,6 @@ def save(model: Model, folder: str | Path, *, max_shard_bytes: int = 5 * 10**9) 
         tokenizer=model.tokenizer,
         generation=model.generation,
         sentence=model.sentence,
+        tasks=model.tasks,
         max_shard_bytes=max_shard_bytes,
     )

@@ -9,6 +9,7 @@ import torch
 
 import qkv
 from qkv.errors import InputError
+from tests.tiny import text_to_text
 
 PROMPTS = [
     "The capital of France is",
@@ -99,3 +100,57 @@ def test_a_fresh_model_has_no_tokenizer_and_says_so() -> None:
     with pytest.raises(InputError, match="tokenizer"):
         model.generate("hello")
     assert len(model.generate([1, 2, 3], max_tokens=4).tokens) == 4
+
+
+def test_text_to_text_by_task() -> None:
+    model = text_to_text()
+    asked = model.generate("w5 w6", task="turn")
+    assert asked.prompt_tokens == [9, 8, 5, 6, 1]
+    assert asked.beams is not None
+    assert asked.beams[0].text == asked.text
+    assert len(asked.tokens) <= 5  # max_length counts the start token
+    by_hand = model.generate("w9 w8 w5 w6", beams=3, early_stopping=True, max_tokens=5)
+    assert by_hand.tokens == asked.tokens
+    assert model.generate(["w5 w6", "w7"], task="turn")[0].tokens == asked.tokens
+    assert model.settings("turn", beams=2).beams == 2
+    with pytest.raises(InputError, match="no task 'turns': it has turn"):
+        model.generate("w5", task="turns")
+    with pytest.raises(InputError, match=r"no task 'turn': its config.json names none"):
+        qkv.Model(model.spec).generate([5], task="turn")
+    with pytest.raises(InputError, match="give texts and not ids"):
+        model.generate([5, 6], task="turn")
+
+
+def test_an_encoder_decoder_answers_like_transformers() -> None:
+    """The whole way for T5: ids in, greedy and beams out, by the model's own start token and end."""
+    from tests.families.reference import case
+
+    made = case("t5", "tiny")
+    model = qkv.Model(made.ours.spec)
+    model.load_state_dict(made.ours.state_dict())
+    model.eval()
+    model.generation = {"decoder_start_token_id": 0, "eos_token_id": 1}
+    for beams in (1, 4):
+        ours = model.generate([5, 6, 7, 8, 1], max_tokens=12, beams=beams)
+        theirs = made.theirs.generate(
+            torch.tensor([[5, 6, 7, 8, 1]]), max_new_tokens=12, num_beams=beams, do_sample=False
+        )
+        assert ours.tokens == theirs[0, 1:].tolist()[: len(ours.tokens)]
+
+
+def test_minilm_is_sentence_transformers(minilm: Any) -> None:
+    assert minilm.embed("one text").shape == (384,)
+    with pytest.raises(InputError, match="has no decoder"):
+        minilm.generate("hello")
+    with pytest.raises(InputError, match="whose head is Pool: embed makes vectors with it"):
+        minilm.predict("hello")
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Any:
+    offline = os.environ.pop("HF_HUB_OFFLINE", None)
+    try:
+        return qkv.load("minilm")
+    finally:
+        if offline is not None:
+            os.environ["HF_HUB_OFFLINE"] = offline

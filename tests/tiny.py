@@ -1,10 +1,15 @@
-"""A model of a few thousand weights, for tests of the parts."""
+"""Models of a few thousand weights."""
 
 from typing import Any
 
+import tokenizers
 import torch
+from tokenizers import models, pre_tokenizers, processors
 
+import qkv
 from qkv import spec
+from qkv.families.t5 import FAMILY as T5
+from qkv.inputs.text import Tokenizer
 from qkv.nn.stack import Transformer
 
 VOCAB = 31
@@ -23,4 +28,17 @@ def tiny(*mixers: spec.Mixer, layers: int = 2, **stack: Any) -> Transformer:
     with torch.no_grad():
         for weight in model.parameters():
             weight.copy_(torch.randn_like(weight) * 0.5)
+    return model
+
+
+def text_to_text() -> qkv.Model:
+    """A random T5 that reads words w3, w4, … and has one task."""
+    words = {"<pad>": 0, "</s>": 1, "<unk>": 2, **{f"w{i}": i for i in range(3, 97)}}
+    raw = tokenizers.Tokenizer(models.WordLevel(words, "<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    raw.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+    torch.manual_seed(0)
+    model = qkv.Model(T5.spec(T5.tiny)).eval()
+    model.tokenizer = Tokenizer(raw, eos="</s>", pad="<pad>", unk="<unk>")
+    model.tasks = {"turn": {"prefix": "w9 w8 ", "max_length": 6, "num_beams": 3, "early_stopping": True}}
     return model

@@ -35,6 +35,12 @@ def generate(
     length_penalty: answer.LengthPenalty = None,
     early_stopping: answer.EarlyStopping = None,
     n_best: answer.NBest = None,
+    task: Annotated[
+        str | None, typer.Option(help="A task that the model's config names: T5's translation_en_to_de, summarization.")
+    ] = None,
+    first_token: Annotated[
+        str | None, typer.Option(help="Begin the answer with this token: the language of mBART's, as de_DE.")
+    ] = None,
     logprobs: Annotated[
         int | None,
         typer.Option(min=0, help="Log-probabilities of the chosen and the N likeliest tokens (with --json)."),
@@ -70,7 +76,13 @@ def generate(
         n_best=n_best,
         logprobs=None if logprobs is None else logprobs or True,
     )
+    if task is not None:
+        if chat:
+            raise InputError("--task and --chat: choose one")
+        settings["task"] = task
     loaded = answer.load(model, dtype, device, threads)
+    if first_token is not None:
+        settings["forced_first"] = _id(loaded, first_token)
     system_turn = [{"role": "system", "content": system}] if system is not None else []
     messages = [*system_turn, {"role": "user", "content": text}] if chat else None
     if json:
@@ -87,6 +99,14 @@ def generate(
         done = answer.stream(ask(stream=True, **settings), sys.stdout)
     if done is not None:
         note(answer.sum_up(done))
+
+
+def _id(model: "Model", token: str) -> int:
+    """A token's id. InputError: there is no such token."""
+    id = model.tokenizer.id(token) if model.tokenizer is not None else None
+    if id is None:
+        raise InputError(f"--first-token: this model has no token {token!r}")
+    return id
 
 
 def _json(loaded: "Model", text: str, messages: list[dict[str, str]] | None, settings: dict[str, Any]) -> None:

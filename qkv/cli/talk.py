@@ -20,7 +20,7 @@ class Talk:
         if model.tokenizer is None:
             raise TokenizerError("this model has no tokenizer, so it can't chat")
         self.model, self.tokenizer = model, model.tokenizer
-        self.settings = model.settings(**settings)
+        self.settings = model.settings(**{"beams": 1, **settings})  # a search's text is known only at its end
         self.generations: list[Generation] = []
         self.start(system)
 

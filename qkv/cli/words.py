@@ -86,7 +86,7 @@ def _embedding(embed: spec.Embed, dim: int) -> str:
         _join(
             f"times {scale}" if embed.scale != 1 else "",
             f"normed: {_part(embed.norm)}" if embed.norm else "",
-            f"{embed.segments} segments" if embed.segments else "",
+            f"{embed.segments} segment{'s' * (embed.segments > 1)}" if embed.segments else "",
             f"{embed.width:,} wide, then a matrix to {dim:,}" if embed.width else "",
             *_rest(embed, "scale", "norm", "position", "segments", "width"),
         )

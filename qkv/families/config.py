@@ -9,21 +9,27 @@ from qkv.spec import Classify, Head, LMHead, MaskedLM, Tag
 
 REQUIRED: Final = object()
 
-# Keys that change no number that a model computes here: bookkeeping, training's initial values, and what generation
-# reads elsewhere (generation_config.json, the tokenizer).
-_NEUTRAL = (
-    "_name_or_path model_type architectures torch_dtype dtype transformers_version use_cache initializer_range "
-    "bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id tokenizer_class task_specific_params "
-    "output_attentions output_hidden_states return_dict return_dict_in_generate torchscript use_bfloat16 id2label "
-    "label2id num_labels finetuning_task pretraining_tp _attn_implementation_autoset gradient_checkpointing "
-    "problem_type attn_implementation name_or_path max_length min_length do_sample early_stopping num_beams "
-    "num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty "
+# What older configs say of generation; generation_config.json says it now.
+_GENERATION = (
+    "bos_token_id eos_token_id pad_token_id decoder_start_token_id max_length min_length do_sample early_stopping "
+    "num_beams num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty "
     "no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores "
     "forced_bos_token_id forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens "
-    "begin_suppress_tokens prefix decoder_start_token_id is_decoder cache_implementation classifier_dropout "
-    "transformers.js_config is_llama_config unsloth_fixed unsloth_version"
+    "begin_suppress_tokens"
 )
-NEUTRAL = frozenset(_NEUTRAL.split())
+GENERATION = frozenset(_GENERATION.split())
+
+# Keys that change no number that a model computes here: bookkeeping, training's initial values, and what is read
+# elsewhere (generation, the tokenizer).
+_NEUTRAL = (
+    "_name_or_path model_type architectures torch_dtype dtype transformers_version use_cache initializer_range "
+    "sep_token_id unk_token_id tokenizer_class task_specific_params output_attentions output_hidden_states "
+    "return_dict return_dict_in_generate torchscript use_bfloat16 id2label label2id num_labels finetuning_task "
+    "pretraining_tp _attn_implementation_autoset gradient_checkpointing problem_type attn_implementation name_or_path "
+    "prefix is_decoder cache_implementation classifier_dropout transformers.js_config is_llama_config unsloth_fixed "
+    "unsloth_version"
+)
+NEUTRAL = frozenset(_NEUTRAL.split()) | GENERATION
 
 # Keys that may stand only at these values.
 DEFAULTS: dict[str, Any] = {

@@ -33,9 +33,20 @@ def classify(
 
     def read(config: Reader) -> Head:
         labels = read_labels(config, default)
+        _read_cross_encoder(config)
         return Classify(labels, read_problem(config, labels), pick, hidden, bias, dropout(config))
 
     return read
+
+
+IDENTITY = "torch.nn.modules.linear.Identity"
+
+
+def _read_cross_encoder(config: Reader) -> None:
+    """What sentence-transformers notes beside a classifier of pairs: its scores must be the numbers themselves."""
+    said = config.section("sentence_transformers", allowed=("activation_fn", "version"))
+    said.only("activation_fn", None, IDENTITY)
+    config.only("sbert_ce_default_activation_function", None, IDENTITY)
 
 
 def tag(*, dropout: Callable[[Reader], float]) -> Read:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qkv.errors import ConfigError
+from qkv.families.config import GENERATION
 from qkv.families.family import Architecture, Family, Row, find
 from qkv.load.folder import FolderFiles, folder_files
 from qkv.load.ggml import gguf_config
@@ -19,9 +20,12 @@ from qkv.strict_json import read_json
 
 @dataclass(frozen=True)
 class Described:
-    """A model without its weights. `generation`: generation_config.json over the token ids of config.json, and
-    `generation_from` which of them there were (a GGUF file has neither, its tokenizer knows where a text ends). Exactly
-    one of `folder` and `gguf` is there. `sentence`: how a sentence-transformers folder makes one vector of a text."""
+    """A model without its weights.
+
+    `generation`: generation_config.json over the token ids of config.json, or what config.json says of it, and
+    `generation_from` which of them there were (a GGUF file has neither, its tokenizer knows where a text ends).
+    `sentence`: how a sentence-transformers folder makes one vector of a text. Exactly one of `folder` and `gguf` is
+    there."""
 
     source: Source
     family: Family
@@ -65,9 +69,10 @@ def _of_config(source: Source, config: dict[str, Any], files: FolderFiles | None
     if "model_type" not in config:
         raise ConfigError(f"{source.path}: config.json has no 'model_type', so its family isn't known")
     family = find(config["model_type"])
-    generation, said_by = token_ids(config), "config.json"
     if files is not None and files.generation_config is not None:
-        generation, said_by = generation | read_json(files.generation_config), "generation_config.json"
+        generation, said_by = token_ids(config) | read_json(files.generation_config), "generation_config.json"
+    else:  # as transformers has it
+        generation, said_by = {key: config[key] for key in GENERATION if config.get(key) is not None}, "config.json"
     notes = files.notes if files is not None else ()
     model = family.spec(config)
     sentence = read_sentence(files.root, model.dim) if files is not None else None

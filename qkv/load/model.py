@@ -79,6 +79,7 @@ def save_model(
     tokenizer: Tokenizer | None = None,
     generation: Mapping[str, Any] | None = None,
     sentence: Sentence | None = None,
+    tasks: Mapping[str, Any] | None = None,
     max_shard_bytes: int = 5 * 10**9,
 ) -> Path:
     """Write config.json, generation_config.json, weights and tokenizer as transformers reads them; for a model that
@@ -101,10 +102,11 @@ def save_model(
     if generation:
         write_json(target / "generation_config.json", generation)
     if isinstance(model.spec.head, spec.Pool):
-        said = sentence or Sentence(model.spec.head)
-        write_sentence(target, replace(said, head=model.spec.head), model.spec.dim)
+        pooling = replace(sentence or Sentence(model.spec.head), head=model.spec.head)
+        write_sentence(target, pooling, model.spec.dim)
     dtype = str(model.dtype).removeprefix("torch.")
-    write_json(target / "config.json", {**config, **token_ids(generation), "torch_dtype": dtype})
+    said = {**token_ids(generation), **({"task_specific_params": tasks} if tasks else {})}
+    write_json(target / "config.json", {**config, **said, "torch_dtype": dtype})
     return target
 
 

@@ -7,6 +7,7 @@ import pytest
 
 import qkv
 from tests.cli.conftest import Command, Terminal
+from tests.tiny import text_to_text
 
 PROMPT = "The quick brown"
 
@@ -128,3 +129,28 @@ def test_a_model_or_prompt_that_is_not_there_is_named(command: Command, folder: 
     ran = command("generate", "x" * 200_000, "-m", folder, "--json")
     assert ran.code == 1
     assert ran.json["error"]["type"] == "InputError"
+
+
+def test_a_task_or_a_first_token_that_is_not_there(command: Command, folder: Path) -> None:
+    for options, said in (
+        (("--task", "summarization"), "this model has no task 'summarization': its config.json names none"),
+        (("--task", "x", "--chat"), "--task and --chat: choose one"),
+        (("--first-token", "de_DE"), "--first-token: this model has no token 'de_DE'"),
+    ):
+        ran = command("generate", PROMPT, "-m", folder, *options)
+        assert ran.code != 0
+        assert said in ran.err
+
+
+def test_text_to_text(command: Command, tmp_path: Path) -> None:
+    """A task's prefix and settings, another first token, n-best; all of it survives saving."""
+    model = text_to_text()
+    saved = qkv.save(model, tmp_path / "t5")
+    found = command("generate", "w5 w6", "-m", saved, "--task", "turn", "--json").json
+    assert found["prompt_tokens"] == [9, 8, 5, 6, 1]
+    assert found["text"] == model.generate("w5 w6", task="turn").text
+    found = command("generate", "w5", "-m", saved, "--first-token", "w7", "--max-tokens", 3, "--json").json
+    assert found["tokens"][0] == 7
+    ran = command("generate", "w5", "-m", saved, "--task", "turn", "--n-best", 2)
+    assert ran.code == 0
+    assert ran.out.count("\n") == 2  # a line each

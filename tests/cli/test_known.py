@@ -26,7 +26,7 @@ SIZES = {  # parameters, as published (safetensors' metadata on the hub, or the 
     "llama-2-70b": 68_976_648_192,
     "llama-2-7b": 6_738_415_616,
     "llama-3.1-8b": 8_030_261_248,
-    "mbart-large-cc25": 610_851_840 + 250_027,
+    "mbart-large-cc25": 610_851_840 + 250_027,  # as transformers counts this config; so Pegasus
     "mistral-7b": 7_241_732_096,
     "mpnet-base": 109_518_527,
     "opus-mt-en-de": 74_410_496 + 58_101 - 2 * 512 * 512,  # the tables of sines are computed here

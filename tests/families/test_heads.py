@@ -74,3 +74,22 @@ def test_every_kind_of_checkpoint_has_the_head_it_says(name: str) -> None:
         assert family.spec(written) == model
         if isinstance(model.head, spec.Classify | spec.Tag):
             assert written["id2label"] == dict(enumerate(model.head.labels))
+
+
+def test_what_sentence_transformers_notes_of_a_cross_encoder() -> None:
+    family = find("bert")
+    config = {**family.tiny, "architectures": ["BertForSequenceClassification"], "num_labels": 1}
+    identity = "torch.nn.modules.linear.Identity"
+    for said in (
+        {"sentence_transformers": {"activation_fn": identity}},
+        {"sbert_ce_default_activation_function": identity},
+    ):
+        head = family.spec({**config, **said}).head
+        assert isinstance(head, spec.Classify)
+        assert head.problem == "regression"
+    for said in (
+        {"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid"}},
+        {"sentence_transformers": {"pool": 1}},
+    ):
+        with pytest.raises(ConfigError, match=r"activation_fn|pool"):
+            family.spec({**config, **said})

@@ -29,6 +29,19 @@ def test_a_config_alone_is_enough(folder: Path) -> None:
         assert described.generation == {"eos_token_id": [2, 5], "bos_token_id": 1}
 
 
+def test_without_a_generation_config_the_config_speaks(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    said = {"num_beams": 4, "forced_eos_token_id": 2, "temperature": None}
+    (folder / "config.json").write_text(json.dumps(config | said))
+    found = describe(folder)
+    assert found.generation_from == "config.json"
+    assert found.generation["num_beams"] == 4
+    assert found.generation["forced_eos_token_id"] == 2
+    assert "temperature" not in found.generation
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 7}))
+    assert "num_beams" not in describe(folder).generation
+
+
 def test_generation_config_is_read_over_the_config(folder: Path) -> None:
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 7, "temperature": 0.5}))
     assert describe(folder).generation == {"eos_token_id": 7, "bos_token_id": 1, "temperature": 0.5}

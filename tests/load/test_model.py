@@ -272,7 +272,9 @@ def test_l13_another_family_and_another_head(tiny: Path) -> None:
     with pytest.raises((WeightError, ConfigError)):
         qkv.load(tiny)
     edit_config(tiny, model_type="llama", architectures=["LlamaForSequenceClassification"])
-    with pytest.raises(WeightError, match=r"missing \(1\): score.weight\n  unexpected \(1\): lm_head.weight\n.*new_head"):
+    with pytest.raises(
+        WeightError, match=r"missing \(1\): score.weight\n  unexpected \(1\): lm_head.weight\n.*new_head"
+    ):
         qkv.load(tiny)
     edit_config(tiny, architectures=["LlamaForMultipleChoice"])
     with pytest.raises(ConfigError, match="LlamaForMultipleChoice"):

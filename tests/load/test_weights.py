@@ -82,7 +82,10 @@ def test_a_table_must_cover_each_parameter_once() -> None:
     without = [row for row in FAMILY.table(FAMILY.architectures[0]) if "up_proj" not in row.theirs]
     with pytest.raises(WeightError, match=r"mlp\.up\.weight"):
         expand(without, model())
-    twice = [*FAMILY.table(FAMILY.architectures[0]), replace(FAMILY.table(FAMILY.architectures[0])[0], theirs="again.weight")]
+    twice = [
+        *FAMILY.table(FAMILY.architectures[0]),
+        replace(FAMILY.table(FAMILY.architectures[0])[0], theirs="again.weight"),
+    ]
     with pytest.raises(WeightError, match=r"embed\.tokens\.weight"):
         expand(twice, model())
 
