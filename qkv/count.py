@@ -162,7 +162,7 @@ def _replaced(head: spec.Replaced, vocab: int, dim: int, width: int) -> Cost:
 
 @costs(spec.States)
 @costs(spec.Pool)
-def _states(head: spec.States, vocab: int, dim: int, width: int) -> Cost:
+def _states(head: spec.States | spec.Pool, vocab: int, dim: int, width: int) -> Cost:
     """A pooler reads one token a sequence: its arithmetic is not a token's."""
     return Cost(weights=_matrix(dim, dim, True).weights if head.pooler else 0)
 

@@ -350,12 +350,13 @@ class States(Head):
 
 
 @part
-class Pool(States):
+class Pool(Head):
     """One vector a sequence: the first or last state, the mean or the maximum of all (Sentence-BERT, arXiv 1908.10084,
-    §3), of length 1 if `normalize`."""
+    §3), of length 1 if `normalize`. `pooler` as in States."""
 
     how: Pooling = "mean"
     normalize: bool = False
+    pooler: Activation | None = None
 
 
 @part

@@ -40,6 +40,7 @@ GOOD: list[spec.Part] = [
     tiny_spec().decoder,
     LMHead(),
     spec.MaskedLM(spec.LayerNorm()),
+    spec.States(),
     spec.Pool(),
     spec.Classify(("yes", "no")),
     spec.Tag(("O", "B-PER")),

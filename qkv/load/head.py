@@ -81,7 +81,7 @@ def without_pooler(
     model: spec.Model, table: Iterable[Row], names: Collection[str], prefix: str
 ) -> tuple[spec.Model, list[str]]:
     """The spec without a pooler where the checkpoint has none (nothing reads it but what it was trained for), said."""
-    if not isinstance(model.head, spec.States) or model.head.pooler is None:
+    if not isinstance(model.head, spec.States | spec.Pool) or model.head.pooler is None:
         return model, []
     pooler = {row.theirs for row in table if row.targets[0].startswith("head.pooler.")}
     if any(name in names or name.removeprefix(prefix) in names for name in pooler):

@@ -18,6 +18,7 @@ _TASKS: dict[type[spec.Head], Task] = {spec.Classify: classify, spec.Tag: tag, s
 _VERBS: dict[type[spec.Head], str] = {  # the first that fits
     spec.LMHead: "generate continues a text with it",
     spec.States: "embed makes vectors with it",
+    spec.Pool: "embed makes vectors with it",
     spec.Head: "call the model itself for what it computes",
 }
 

@@ -67,7 +67,7 @@ def test_nan_and_infinity_are_counted_where_they_are(command: Command, folder: P
     weight[3, :2], weight[4, 5] = float("nan"), float("-inf")
     found = problems(command, ill(**{UP: weight}))
     assert found[0] == f"{UP} holds 2 NaN and 1 infinities among 2,048 numbers"
-    assert found[1].endswith("logits of a short text are NaN or infinite")
+    assert found[1].endswith("numbers for a short text are NaN or infinite")
 
 
 def test_a_matrix_of_zeros_is_a_problem_and_a_vector_is_a_note(command: Command, folder: Path, ill) -> None:  # type: ignore[no-untyped-def]
@@ -92,7 +92,9 @@ def test_a_head_stored_twice_is_noted(command: Command, folder: Path, ill) -> No
     tied = ill(**{"lm_head.weight": embedding})
     assert '"tie_word_embeddings": true' in config
     notes = command("verify", tied, "--json").json["notes"]
-    assert notes == ["lm_head.weight is stored beside the embedding it is tied to, with the same values"]
+    assert notes == [
+        "lm_head.weight is stored beside model.embed_tokens.weight, which it is tied to, with the same values"
+    ]
     (tied / "config.json").write_text(config.replace('"tie_word_embeddings": true', '"tie_word_embeddings": false'))
     notes = command("verify", tied, "--json").json["notes"]
     assert notes == ["lm_head.weight equals model.embed_tokens.weight; tied, the file would be smaller"]
