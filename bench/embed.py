@@ -5,12 +5,14 @@
 Every round embeds all texts with each engine in turn, A, B, A, B …; what is too long is truncated at the same length.
 A rate is the tokens that are read (special ones included, padding not) by the whole call, tokenizing and sorting too.
 FLOP/s are what these tokens must cost, beside what the same threads reach at best in a plain matrix product. Texts are
-the lines of a file (.gz too; of .jsonl the field "text"), or the paragraphs of this repository.
+the lines of a file (.gz too; of .jsonl the field "text"), or the paragraphs of this repository. Those that
+name a special token, such as [SEP], are left out: to qkv that is text, to the other a separator.
 """
 
 import argparse
 import gzip
 import json
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable
@@ -29,6 +31,7 @@ from qkv.tasks.embed import BUDGET, Embeddings, embed
 ROOT = Path(__file__).parents[1]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 THEIRS = "sentence-transformers"
+SPECIAL = re.compile(r"\[(?:CLS|SEP|MASK|PAD|UNK)\]")
 Engine = Callable[[list[str]], Any]  # vectors [texts, dim]
 
 
@@ -56,7 +59,8 @@ def read_texts(file: Path | None, number: int) -> list[str]:
         found = raw.decode("utf-8").split("\n")
         if ".jsonl" in file.suffixes:
             found = [json.loads(line)["text"] for line in found if line]
-    return [text.strip() for text in found if text.strip()][:number]
+    texts = (text.strip() for text in found)
+    return [text for text in texts if text and not SPECIAL.search(text)][:number]
 
 
 def measure(engines: dict[str, Engine], texts: list[str], tokens: int, rounds: int) -> dict[str, dict[str, float]]:
