@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import qkv.load  # noqa: F401  (its place in sys.modules is taken below)
 
 if TYPE_CHECKING:
+    from qkv import spec
     from qkv.generate.result import Generation, Piece
     from qkv.look.record import record
     from qkv.model import Model, save
 
 __version__ = "0.1.0"
-__all__ = ["Generation", "Model", "Piece", "__version__", "load", "record", "save"]
+__all__ = ["Generation", "Model", "Piece", "__version__", "load", "record", "save", "spec"]
 
 _HOME = {
     "Model": "qkv.model",
@@ -34,6 +35,8 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "spec":
+        return import_module("qkv.spec")
     if name not in _HOME:
         raise AttributeError(f"module 'qkv' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)

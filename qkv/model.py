@@ -11,7 +11,7 @@ from typing import Any, Literal, overload
 import torch
 
 from qkv import spec
-from qkv.errors import InputError
+from qkv.errors import ConfigError, InputError
 from qkv.generate.generate import Prompts, generate
 from qkv.generate.result import Generation, Piece
 from qkv.generate.settings import Settings
@@ -79,6 +79,8 @@ class Model(Transformer):
         before a text, and its settings are used.
         A prompt gets the same tokens alone, in a batch and in any order. InputError names a wrong argument."""
         prefix = self._task(task).get("prefix") or ""
+        if not isinstance(prefix, str):
+            raise ConfigError(f"the task {task!r}: its prefix must be a text, got {prefix!r:.60}")
         if prefix:
             each = [prompts] if isinstance(prompts, str) else list(prompts)
             if not all(isinstance(prompt, str) for prompt in each):
@@ -130,7 +132,7 @@ def load(
     )
     model.tokenizer, model.generation, model.source = tokenizer, described.generation, described.source
     model.generation_from, model.notes = described.generation_from, tuple(notes)
-    model.sentence, model.tasks = described.sentence, described.config.get("task_specific_params") or {}
+    model.sentence, model.tasks = described.sentence, described.tasks
     return model
 
 

@@ -458,6 +458,10 @@ class Model(Part):
             raise self.wrong("decoder", "must have blocks with cross-attention exactly where there is an encoder")
         if len({stack.embed.width for stack in self.stacks}) > 1 and self.one_table:
             raise self.wrong("one_table", "needs embeddings of one width")
+        if isinstance(self.head, LMHead) and self.head.tied and self.width != self.dim:
+            raise self.head.wrong(
+                "tied", f"must be false: the table's rows are {self.width} wide, the states {self.dim}"
+            )
         for block in (block for stack in self.stacks for block in stack.blocks):
             for mixer in (block.mixer, block.cross):
                 if isinstance(mixer, Attention):

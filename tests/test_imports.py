@@ -110,3 +110,8 @@ assert "torch" not in sys.modules, "--help"
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stderr
+
+
+def test_the_spec_is_there_as_soon_as_qkv_is() -> None:
+    code = "import qkv; qkv.spec.RMS()"
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import qkv
-from qkv.errors import InputError
+from qkv.errors import ConfigError, InputError
 from tests.tiny import text_to_text
 
 PROMPTS = [
@@ -119,6 +119,9 @@ def test_text_to_text_by_task() -> None:
         qkv.Model(model.spec).generate([5], task="turn")
     with pytest.raises(InputError, match="give texts and not ids"):
         model.generate([5, 6], task="turn")
+    model.tasks = {"turn": {"prefix": 9}}
+    with pytest.raises(ConfigError, match="the task 'turn': its prefix must be a text, got 9"):
+        model.generate("w5", task="turn")
 
 
 def test_an_encoder_decoder_answers_like_transformers() -> None:

@@ -169,6 +169,22 @@ WRONG: dict[str, Any] = {
     "Llama3Scaling.high must be above low (4.0), got 4.0": lambda: spec.Llama3Scaling(8.0, low=4.0, high=4.0),
     "RelativeBias.distance must be above the 16 that have buckets of their own": lambda: spec.RelativeBias(32, 16),
     "Stack.blocks has 2 blocks for 1 layers": lambda: Stack(model(Attention(4, 4)).decoder.blocks * 2, 1),
+    "LMHead.tied must be false: the table's rows are 8 wide, the states 16": lambda: dataclasses.replace(
+        model(Attention(4, 4)), decoder=Stack((Block(Attention(4, 4), Gated(24), RMS()),), 2, embed=spec.Embed(width=8))
+    ),
+    "Model.decoder or encoder must be there": lambda: Model(31, 16),
+    "Model.decoder must have blocks with cross-attention exactly where there is an encoder": lambda: (
+        dataclasses.replace(model(Attention(4, 4)), encoder=model(Attention(4, 4)).decoder)
+    ),
+    "Block.place must be 'pre' or 'post' beside cross-attention, got 'parallel'": lambda: Block(
+        Attention(4, 4), Gated(24), RMS(), "parallel", cross=Attention(4, 4, mask=spec.Full())
+    ),
+    "Attention.mask must be Full, and position None: the encoder's states are another sequence": lambda: Block(
+        Attention(4, 4), Gated(24), RMS(), cross=Attention(4, 4)
+    ),
+    "Stack.position serves all layers: their attention must be alike, without one of its own": lambda: Stack(
+        (Block(Attention(4, 4, position=Rotary()), Gated(24), RMS()),), 2, position=Rotary()
+    ),
 }
 
 

@@ -77,19 +77,32 @@ def table(left: "Sketch", right: "Sketch") -> "Table":
     grid.add_column("", style="cyan", no_wrap=True)
     for found in (left, right):
         grid.add_column(Text(found.ref), overflow="fold", ratio=1)
-    for (aspect, ours), (_, theirs) in zip(_lines(left), _lines(right), strict=True):
-        style = "dim" if ours == theirs else "yellow"
-        grid.add_row(aspect, Text(ours, style), Text(theirs, style))
+    named = max(len(found.spec.stacks) for found in (left, right)) > 1
+    ours, theirs = (dict(_lines(found, named)) for found in (left, right))
+    for aspect in _merged(list(ours), list(theirs)):
+        a, b = ours.get(aspect, "none"), theirs.get(aspect, "none")
+        style = "dim" if a == b else "yellow"
+        grid.add_row(aspect, Text(a, style), Text(b, style))
     return grid
 
 
-def _lines(found: "Sketch") -> list[tuple[str, str]]:
+def _merged(a: list[str], b: list[str]) -> list[str]:
+    """All names of both in their orders: what `a` lacks stands behind what is before it in `b`."""
+    names, place = list(a), 0
+    for name in b:
+        if name not in names:
+            names.insert(place, name)
+        place = names.index(name) + 1
+    return names
+
+
+def _lines(found: "Sketch", named: bool) -> list[tuple[str, str]]:
     from qkv import count
     from qkv.cli.words import lines
 
     total, held = count.parameters(found.spec), count.kv_bytes_per_token(found.spec)
     return [
-        *lines(found.spec),
+        *lines(found.spec, named=named),
         ("parameters", f"{total:,} ({short(total)})"),
         ("cache a token", f"{binary(held)} in 16 bits"),
     ]

@@ -76,8 +76,9 @@ def _look(name: str, tensor: Tensor, health: Health) -> None:
             f"{name} holds {nans:,} NaN and {infinite:,} infinities among {values.numel():,} numbers"
         )
     elif not bool(values.any()):
-        # Biases may well stay zero; a matrix of zeros is what a download leaves that reserved its room and broke off.
-        found = health.problems if values.ndim > 1 else health.notes
+        # Biases may well stay zero (BART's for the logits is [1, V]); a matrix of zeros is what a download leaves that
+        # reserved its room and broke off.
+        found = health.problems if values.squeeze().ndim > 1 else health.notes
         found.append(f"{name} is all zeros ({values.numel():,} numbers)")
 
 

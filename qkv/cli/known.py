@@ -49,12 +49,14 @@ def sketch(ref: str) -> Sketch:
     if name in names() and ref not in ALIASES and not Path(ref).expanduser().exists():
         return _published(name)
     from qkv.load.describe import describe
+    from qkv.load.head import with_new_head
 
     try:
         found = describe(ref)
     except NotFound as error:
         raise NotFound(f"{error}{_nearest(ref)}") from error
-    return Sketch(ref, found.spec, found.family.title, found.source.origin, found.notes, found.gguf)
+    model, _ = with_new_head(found, None, None)  # as it is loaded: a sentence-transformers folder pools its states
+    return Sketch(ref, model, found.family.title, found.source.origin, found.notes, found.gguf)
 
 
 def names() -> tuple[str, ...]:

@@ -120,12 +120,12 @@ def _predict(model: "Model", texts: list[str], second: str | None, options: dict
 
     if isinstance(model.spec.head, spec.Classify):
         options.pop("top", None)  # rows to show: all labels have their scores
-    if len(texts) == 1:
-        return [model.predict(texts[0], second, **options)]
     try:
         return list(model.predict(texts, second, **options))
-    except InputError as error:  # names texts[n] where a person counts lines
-        raise InputError(re.sub(r"^texts\[(\d+)\]", lambda at: f"line {int(at[1]) + 1:,}", str(error))) from error
+    except InputError as error:  # names texts[n] where a person counts lines, and arguments where there are options
+        said = re.sub(r"^texts\[(\d+)\]", lambda at: f"line {int(at[1]) + 1:,}", str(error))
+        said = re.sub(r"\bon_long='(\w+)'", r"--on-long \1", said)
+        raise InputError(said.replace("as the second text", "by --context")) from error
 
 
 def _print_json(model: "Model", texts: list[str], found: list[Any], lines: bool) -> None:

@@ -14,8 +14,9 @@ from qkv.specfile import say
 DOT = " · "
 
 
-def lines(model: spec.Model) -> list[tuple[str, str]]:
-    """(aspect, words) from the ids to the logits."""
+def lines(model: spec.Model, *, named: bool = False) -> list[tuple[str, str]]:
+    """(aspect, words) from the ids to the logits. `named`: each stack's aspects with its name, beside a model with two
+    (which always has them)."""
     both = len(model.stacks) == 2
     about = [
         ("family", model.family or "none"),
@@ -26,7 +27,9 @@ def lines(model: spec.Model) -> list[tuple[str, str]]:
     ]
     for name, stack in (("encoder", model.encoder), ("decoder", model.decoder)):
         if stack is not None:
-            about += [(f"{name} {aspect}" if both else aspect, words) for aspect, words in _stack(stack, model.dim)]
+            about += [
+                (f"{name} {aspect}" if both or named else aspect, words) for aspect, words in _stack(stack, model.dim)
+            ]
     start = [] if model.start is None else [("start", f"token {model.start}")]
     return [*about, *start, ("head", _part(model.head))]
 

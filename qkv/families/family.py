@@ -121,10 +121,13 @@ class Family:
         for architecture in self._of_kind(type(model.head)):
             head = {**write_head(model.head), **architecture.write(model.head)}
             config = {"architectures": [architecture.name], "model_type": self.name, **self.write(model), **head}
-            if (understood := self.spec(config)) == model:
+            understood = self.spec(config)
+            if isinstance(understood.head, States) and isinstance(model.head, States) and model.head.pooler is None:
+                understood = replace(understood, head=model.head)  # a config doesn't say so: the tensors are not there
+            if understood == model:
                 return config
             said = said or diff(understood, model)
-        raise ConfigError(f"a {self.name} config can't say this: {'; '.join(map(str, said))}")
+        raise ConfigError(f"the config of {self.name} can't say this: {'; '.join(map(str, said))}")
 
     def architecture(self, config: Mapping[str, Any]) -> Architecture:
         """The kind of checkpoint that a config is of: the first, where it doesn't say. ConfigError: an unknown one."""
@@ -138,12 +141,17 @@ class Family:
         raise ConfigError(f"{self.name} config: 'architectures' is {said!r:.80}, but only {known} is supported")
 
     def with_head(self, config: Config, kind: type[Head], labels: Sequence[str] | None) -> Config:
-        """The config of a checkpoint of the same model with another head. ConfigError: the family has none of this
-        kind."""
+        """The config of a checkpoint of the same model with another head: of the kind that it is, if that has such a
+        head; to pool, of the encoder alone where the family has it (so sentence-transformers). ConfigError: the family
+        has no such head."""
         said = {} if labels is None else write_labels(tuple(labels))
-        counts = () if labels is None else ("num_labels", "_num_labels")
-        kept = {key: value for key, value in config.items() if key not in counts}
-        kinds = self._of_kind(States if kind is Pool else kind)
+        of_labels = () if labels is None else ("num_labels", "_num_labels", "problem_type")
+        kept = {key: value for key, value in config.items() if key not in of_labels}
+        own = self.architecture(config)
+        kinds = sorted(
+            self._of_kind(States if kind is Pool else kind),
+            key=lambda a: (kind is Pool and a.only is None, a is not own),
+        )
         configs = [{**kept, "architectures": [architecture.name], **said} for architecture in kinds]
         # A head that always has the same labels (BERT's next sentence) is not one for others.
         fits = (c for c in configs if labels is None or getattr(self.spec(c).head, "labels", None) == tuple(labels))

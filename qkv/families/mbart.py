@@ -2,7 +2,8 @@
 of each stack.
 
 The decoder's first token is the target's language. Where the config names none, transformers takes it from the source's
-end; here the decoder's ids must then be given. Its classifier, which picks the state of an inner token, is not here."""
+end; here the decoder's ids must then be given. So its classifier and its reader of answers, whose decoder reads the
+source in that order, are not here."""
 
 from qkv.families.config import Reader
 from qkv.families.family import Family
@@ -12,7 +13,6 @@ from qkv.families.seq2seq import (
     TINY,
     VARIANTS,
     Layout,
-    answerer,
     bare,
     read_like_bart,
     rows,
@@ -34,7 +34,6 @@ FAMILY = Family(
     title="mBART, mBART-50",
     architectures=(
         text_to_text("MBartForConditionalGeneration"),
-        answerer("MBartForQuestionAnswering"),
         bare("MBartModel"),
     ),
     read=read,

@@ -133,11 +133,12 @@ class _Search:
 
     def _reason(self, row: int, token: int) -> FinishReason | None:
         """Why this token ends the text of that row, if it does."""
+        full = self.made == self.request.limit
         if token in self.settings.ends:
-            return "stop"
+            return "length" if full and self.settings.forced_last else "stop"
         if self.settings.stop and self._text([*(c.token for c in self.open[row].choices), token])[1].stopped:
             return "stop"
-        return "length" if self.made == self.request.limit else None
+        return "length" if full else None
 
     def _text(self, tokens: Sequence[int]) -> tuple[str, Text]:
         """An answer's text so far, and what may go on from there."""

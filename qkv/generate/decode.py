@@ -96,10 +96,11 @@ class _Row:
         """Choose the next token by logits [V]: it, the text that it releases, and why the answer ends, if it does."""
         choice = self.sampler.choose(logits, self.ids)
         self.ids.append(choice.token)
+        full = self.sampler.made == self.request.limit
         if choice.token in self.request.settings.ends:
-            return choice, self.text.finish(), "stop"
+            return choice, self.text.finish(), "length" if full and self.request.settings.forced_last else "stop"
         text = self.text.push(choice.token)
-        if not self.text.stopped and self.sampler.made == self.request.limit:
+        if not self.text.stopped and full:
             text += self.text.finish()
             return choice, text, "stop" if self.text.stopped else "length"
         return choice, text, "stop" if self.text.stopped else None

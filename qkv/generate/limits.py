@@ -14,7 +14,6 @@ INSTEAD: dict[type[spec.Head], str] = {
     spec.Span: "it finds an answer in a text (`predict`)",
     spec.States: "it gives vectors (`embed`)",
     spec.Pool: "it gives vectors (`embed`)",
-    spec.Pool: "it gives vectors (`embed`)",
 }
 
 

@@ -30,9 +30,10 @@ class Generation:
 
     text: without the prompt, special tokens and the stop text. tokens: every id that the model chose, the eos and those
     of a stop text included, so len(tokens) is what was computed. finish_reason: "stop" (an eos or a stop text) or
-    "length" (max_tokens, max_length or the context). logprobs: one a token; top_logprobs: a {id: log-probability} a
-    token, best first; None where not asked for. seed: the one that was used, None while greedy. beams: what a beam
-    search found, n_best of them, best first, of which this is the first, with its score; None without one.
+    "length" (max_tokens, max_length or the context; with forced_last also where that last token is an eos, which the
+    model didn't choose). logprobs: one a token; top_logprobs: a {id: log-probability} a token, best first; None where
+    not asked for. seed: the one that was used, None while greedy. beams: what a beam search found, n_best of them, best
+    first, of which this is the first, with its score; None without one.
 
     Of an encoder–decoder: prompt_tokens are what the encoder read, and tokens come without the start token."""
 

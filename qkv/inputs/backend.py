@@ -185,7 +185,7 @@ class Isolated(Backend):
 def check_text(text: object) -> None:
     """Raise InputError where it isn't a string, or one that UTF-8 can't hold."""
     if not isinstance(text, str):
-        raise InputError(f"the text is a {type(text).__name__}, not a string")
+        raise InputError(f"a text must be a string, got {type(text).__name__}")
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -43,6 +43,14 @@ class Described:
         """The kind of checkpoint that it is."""
         return self.family.architecture(self.config)
 
+    @property
+    def tasks(self) -> Mapping[str, Any]:
+        """What config.json says of some tasks (`task_specific_params`), by name. ConfigError: that is no table."""
+        said = self.config.get("task_specific_params")
+        if said is not None and not isinstance(said, Mapping):
+            raise ConfigError(f"{self.source.path}: 'task_specific_params' must be an object, got {said!r:.60}")
+        return said or {}
+
     def table(self, architecture: Architecture) -> Sequence[Row]:
         """The checkpoint's tensors, with the head of this architecture."""
         if self.gguf is None:

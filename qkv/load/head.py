@@ -26,33 +26,39 @@ def with_new_head(
     """The spec with the head that is wanted, and the kind of checkpoint that has it.
 
     `new_head`: a name of HEADS, as the family has it, or a head's spec; None: the checkpoint's own (the pooling of a
-    sentence-transformers folder). `labels`: the names
-    of a new classifier's labels, or other names for those of the checkpoint's own.
-    InputError: an unknown name; labels missing, of another number, or for a head without. ConfigError: the family has
-    no such head."""
+    sentence-transformers folder). `labels`: the names of a new classifier's labels, or other names for those of the
+    checkpoint's own.
+    InputError: an unknown name; labels missing, of another number, for a head without, or beside a spec, which has its
+    own. ConfigError: the family has no such head."""
     if labels is not None and (isinstance(labels, str) or len(labels) == 0):
         raise InputError(f"labels must be a list of names, got {labels!r}")
-    if new_head is None and described.sentence is None:
-        return _renamed(described.spec, labels), described.architecture
+    if new_head is None and described.sentence is not None:
+        new_head = described.sentence.head
     if new_head is None:
-        assert described.sentence is not None
-        return _pooled(described, described.sentence.head)
-    if isinstance(new_head, str) and new_head not in HEADS:
+        return _renamed(described.spec, labels), described.architecture
+    if isinstance(new_head, spec.Head):
+        return _as_given(described, new_head, labels)
+    if new_head not in HEADS:
         raise InputError(f"new_head {new_head!r} is not one of {', '.join(HEADS)}")
-    kind = HEADS[new_head] if isinstance(new_head, str) else type(new_head)
+    kind = HEADS[new_head]
     labelled = kind in (spec.Classify, spec.Tag)
-    if isinstance(new_head, str) and labelled != (labels is not None):
+    if labelled != (labels is not None):
         said = "needs labels=[…], the names to choose from" if labelled else "has no labels"
         raise InputError(f"new_head={new_head!r} {said}")
-    config = described.family.with_head(dict(described.config), kind, labels)
-    model = described.family.spec(config)
-    if isinstance(new_head, spec.Pool):
-        return _pooled(described, new_head)
-    if isinstance(new_head, spec.Head):
-        model = replace(model, head=new_head)
-    elif kind is spec.Pool:
+    if kind is spec.Pool:
         return _pooled(described, spec.Pool())
-    return model, described.family.architecture(config)
+    config = described.family.with_head(dict(described.config), kind, labels)
+    return described.family.spec(config), described.family.architecture(config)
+
+
+def _as_given(described: Described, head: spec.Head, labels: Sequence[str] | None) -> tuple[spec.Model, Architecture]:
+    """The model with just this head."""
+    if labels is not None:
+        raise InputError(f"labels are not for the head {type(head).__name__}: its spec says all of it")
+    if isinstance(head, spec.Pool):
+        return _pooled(described, head)
+    config = described.family.with_head(dict(described.config), type(head), getattr(head, "labels", None))
+    return replace(described.family.spec(config), head=head), described.family.architecture(config)
 
 
 def _pooled(described: Described, head: spec.Pool) -> tuple[spec.Model, Architecture]:
@@ -75,6 +81,18 @@ def _renamed(model: spec.Model, labels: Sequence[str] | None) -> spec.Model:
             " new_head makes one of another size"
         )
     return replace(model, head=replace(model.head, labels=tuple(labels)))
+
+
+def other_names(own: spec.Head, wanted: spec.Head) -> list[str]:
+    """A note where a checkpoint's own head has other names for its labels."""
+    before, now = (getattr(head, "labels", ()) for head in (own, wanted))
+    if before == now or len(before) != len(now):  # of another number they are new
+        return []
+    return [f"the head is the checkpoint's own: {_some(before)} are now called {_some(now)}"]
+
+
+def _some(labels: Sequence[str]) -> str:
+    return ", ".join(labels[:8]) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")
 
 
 def without_pooler(

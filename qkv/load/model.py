@@ -13,7 +13,7 @@ from qkv.families.family import find
 from qkv.inputs.text import Tokenizer
 from qkv.load.checkpoint import open_checkpoint
 from qkv.load.describe import Described, describe, token_ids
-from qkv.load.head import with_new_head, without_pooler
+from qkv.load.head import other_names, with_new_head, without_pooler
 from qkv.load.safetensors import save_sharded
 from qkv.load.sentence import Sentence
 from qkv.load.sentence import write as write_sentence
@@ -47,6 +47,8 @@ def load_model(
     checkpoint = open_checkpoint(described, dtype)
     table = described.table(architecture)
     wanted, said = without_pooler(wanted, table, checkpoint.shapes(), described.family.prefix)
+    if architecture is described.architecture:
+        said += other_names(described.spec.head, wanted.head)
     with torch.device("meta"):
         model = make(wanted)
     if described.gguf is not None:
@@ -106,7 +108,10 @@ def save_model(
         write_sentence(target, pooling, model.spec.dim)
     dtype = str(model.dtype).removeprefix("torch.")
     said = {**token_ids(generation), **({"task_specific_params": tasks} if tasks else {})}
-    write_json(target / "config.json", {**config, **said, "torch_dtype": dtype})
+    if model.spec.start is None:  # the spec's, not generation's own
+        said.pop("decoder_start_token_id", None)
+    # What the family says goes before: RoBERTa's padding token is where its positions begin.
+    write_json(target / "config.json", {**said, **config, "torch_dtype": dtype})
     return target
 
 

@@ -96,7 +96,8 @@ def write(folder: Path, sentence: Sentence, dim: int) -> None:
 
 def _read(folder: Path, dim: int | None) -> Sentence:
     pooling, normalize = _modules(folder)
-    how = _pooling(_reader(folder, pooling), dim)
+    where = inside(folder, pooling)
+    how = _pooling(Reader(read_json(where), f"{where}:"), dim)  # a file that isn't there would leave the mode open
     if normalize is not None and (folder / normalize).is_file():
         _normalize(_reader(folder, normalize))
     length, lower = _transformer(folder)
@@ -114,7 +115,7 @@ def _read(folder: Path, dim: int | None) -> Sentence:
 
 def _modules(folder: Path) -> tuple[str, str | None]:
     """The config files of the pooling and, where there is one, the normalisation."""
-    where = folder / MODULES
+    where = inside(folder, MODULES)
     found: list[tuple[str, str]] = []
     for i, entry in enumerate(read_json_list(where)):
         if not isinstance(entry, dict):

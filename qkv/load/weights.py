@@ -57,20 +57,21 @@ def fill(
 ) -> list[str]:
     """Give every parameter of a model (on any device, meta too) its value. Returns notes on what was out of the
     ordinary. `architecture`: the kind of checkpoint (None: the family's first). `new_head`: what of the head the
-    checkpoint lacks is drawn at random, and what it has of another head is left aside; both are noted. `dtype` None: as
-    stored (where several kinds are stored, that of the embedding)."""
+    checkpoint lacks, or has in another size, is drawn at random, and what it has of another head (or of a decoder that
+    the new one doesn't read) is left aside; all of it is noted. `dtype` None: as stored (where several kinds are
+    stored, that of the embedding)."""
     checkpoint, notes = _with_names_of_today(checkpoint, family)
-    shapes = dict(checkpoint.shapes())
-    rows = list(rows)
+    shapes, rows = dict(checkpoint.shapes()), list(rows)
     table, said = _without_prefix(expand(rows, model), shapes, family, architecture)
-    drawn = [row for row in table if new_head and row.theirs not in shapes and _of_head(row)]
+    drawn = [row for row in table if new_head and _of_head(row) and shapes.get(row.theirs) != _shape(row, model)]
     table = [row for row in table if row not in drawn]
     architecture = architecture or family.architectures[0]
     others = _bare_too(_other_heads(family, architecture, rows), family.prefix)
-    known = others if new_head else _bare_too(set(architecture.leftovers), family.prefix)
+    known = others | {r.theirs for r in drawn} if new_head else _bare_too(set(architecture.leftovers), family.prefix)
     aside = known & shapes.keys() - {row.theirs for row in table}
+    unread = _of_no_stack(model, rows, shapes, family.prefix) if new_head else set[str]()
     copies = {name: of for name, of in _copies(family, table, shapes).items() if name not in others}
-    _check_names_and_shapes(model, table, shapes, {*copies, *aside}, checkpoint.where, family)
+    _check_names_and_shapes(model, table, shapes, {*copies, *aside, *unread}, checkpoint.where, family)
     tokens = next(name for name, x in model.named_parameters() if x is model.last.embed.tokens.weight)
     first = next(r for r in table if tokens in r.targets)
     embedding = checkpoint.read(first.theirs)
@@ -78,21 +79,28 @@ def fill(
         same = embedding if original == first.theirs else checkpoint.read(original)
         notes.append(_same(same, checkpoint.read(copy), copy, original, checkpoint.where))
     dtype = dtype or embedding.dtype
-    attention, head_dim = _attention(model.spec)
     converted: Counter[torch.dtype] = Counter()
     for row in table:
         stored = embedding if row is first else checkpoint.read(row.theirs)
-        if not stored.is_floating_point():
-            raise WeightError(f"{checkpoint.where}: {row.theirs} holds {stored.dtype}, which are not plain weights")
         converted[stored.dtype] += stored.dtype != dtype
-        sizes = [model.get_parameter(t).shape[0] for t in row.targets]
-        for target, part in zip(row.targets, take(stored, row.via, sizes, attention, head_dim), strict=True):
-            _set(model, target, part.to(device=device, dtype=dtype))
+        _take(row, stored, model, checkpoint.where, dtype, device)
     notes += said + _draw(model, drawn, dtype, device)
     notes += [f"left aside, of another head: {', '.join(sorted(aside))}"] if aside else []
+    notes += [f"left aside, of the decoder, which this head doesn't read: {len(unread)} tensors"] if unread else []
     notes += [f"{n} tensors stored as {_short(d)} are held as {_short(dtype)}" for d, n in converted.items() if n]
     _nothing_left_on_meta(model)
     return notes
+
+
+def _take(
+    row: Row, stored: Tensor, model: Transformer, where: str, dtype: torch.dtype, device: torch.device | None
+) -> None:
+    """Give a row's parameters what the checkpoint holds of them."""
+    if not stored.is_floating_point():
+        raise WeightError(f"{where}: {row.theirs} holds {stored.dtype}, which are not plain weights")
+    sizes = [model.get_parameter(t).shape[0] for t in row.targets]
+    for target, part in zip(row.targets, take(stored, row.via, sizes, *_attention(model.spec)), strict=True):
+        _set(model, target, part.to(device=device, dtype=dtype))
 
 
 def export(model: Transformer, family: Family) -> dict[str, Tensor]:
@@ -138,6 +146,19 @@ def _other_heads(family: Family, architecture: Architecture, rows: Iterable[Row]
     return others | {name for name, of in family.copies.items() if of in others}
 
 
+def _of_no_stack(model: Transformer, rows: Iterable[Row], shapes: Mapping[str, Any], prefix: str) -> set[str]:
+    """The tensors of the decoder, for a model that is the encoder alone."""
+    if model.decoder is not None:
+        return set()
+    names = {row.theirs for row in rows if row.targets[0].startswith("decoder.")}
+    return set(filter(_pattern(_bare_too(names, prefix)).fullmatch, shapes))
+
+
+def _pattern(names: Iterable[str]) -> re.Pattern[str]:
+    """Matches these names, in which {i} is any layer's number."""
+    return re.compile("|".join(re.escape(name).replace(r"\{i\}", r"\d+") for name in names) or "(?!)")
+
+
 def _of_head(row: Row) -> bool:
     return row.targets[0].startswith("head.")
 
@@ -158,7 +179,7 @@ def _draw(model: Transformer, drawn: list[Row], dtype: torch.dtype, device: torc
         fresh = head[target.removeprefix("head.")]
         _set(model, target, fresh.detach().to(device=device, dtype=dtype))
         named.append(f"{target} {list(fresh.shape)}")
-    return [f"new, drawn at random as the checkpoint has none (train it before use): {', '.join(named)}"]
+    return [f"new, drawn at random as the checkpoint has none that fits (train it before use): {', '.join(named)}"]
 
 
 def _check_names_and_shapes(
@@ -171,19 +192,19 @@ def _check_names_and_shapes(
 ) -> None:
     """Raises WeightError unless the checkpoint has the table's tensors as the model needs them, and no other (what is
     `known` and what the family ignores apart)."""
-    parameters = dict(model.named_parameters())
-    attention, head_dim = _attention(model.spec)
-
-    def wanted(row: Row) -> tuple[int, ...]:
-        parts = [torch.empty(parameters[t].shape, device="meta") for t in row.targets]
-        return tuple(give(parts, row.via, attention, head_dim).shape)
-
-    ignored = re.compile("|".join(re.escape(i).replace(r"\{i\}", r"\d+") for i in family.ignored) or "(?!)")
-    extra = sorted(n for n in shapes.keys() - {r.theirs for r in table} - known if not ignored.fullmatch(n))
-    missing = sorted(r.theirs for r in table if r.theirs not in shapes)
-    misshapen = [(r.theirs, shapes[r.theirs], wanted(r)) for r in table if shapes.get(r.theirs, wanted(r)) != wanted(r)]
+    wanted = {row.theirs: _shape(row, model) for row in table}
+    ignored = _pattern(family.ignored)
+    extra = sorted(n for n in shapes.keys() - wanted.keys() - known if not ignored.fullmatch(n))
+    missing = sorted(wanted.keys() - shapes.keys())
+    misshapen = [(n, shapes[n], shape) for n, shape in wanted.items() if shapes.get(n, shape) != shape]
     if missing or extra or misshapen:
         raise WeightError(_difference(where, missing, extra, misshapen, shapes, family))
+
+
+def _shape(row: Row, model: Transformer) -> tuple[int, ...]:
+    """What the row's tensor must be."""
+    parts = [torch.empty(model.get_parameter(t).shape, device="meta") for t in row.targets]
+    return tuple(give(parts, row.via, *_attention(model.spec)).shape)
 
 
 def _attention(model: spec.Model) -> tuple[spec.Attention, int]:

@@ -211,12 +211,14 @@ class Memory:
 
 
 class Fixed(Kept):
-    """Keys and values of another sequence, made once: what cross-attention looks at. `lengths`: of those sequences."""
+    """Keys and values of another sequence, made once: what cross-attention looks at. `lengths`: of those sequences;
+    `sources`: which of the encoded ones each row is."""
 
     def __init__(self, k: Tensor, v: Tensor, batch: Batch) -> None:
         """k and v [S, G, D] of the `batch` of these sequences."""
         self.k, self.v = batch.grid(k).transpose(1, 2), batch.grid(v).transpose(1, 2)
         self.lengths = list(batch.lengths)
+        self.sources = list(range(len(self.lengths)))
 
     def look(self, batch: Batch) -> Keys:
         """What each sequence of a step's batch may look at: all of its own. InputError: there are more or fewer."""
@@ -231,6 +233,9 @@ class Fixed(Kept):
         return Keys(self.k, self.v, lambda: batch.once("fixed", positions), "fixed", equal)
 
     def select(self, rows: Sequence[int]) -> None:
+        before, self.sources = self.sources, [self.sources[r] for r in rows]
+        if self.sources == before:  # a beam search's steps, within each prompt's own rows
+            return
         index = torch.tensor(list(rows), device=self.k.device)
         self.k, self.v, self.lengths = self.k[index], self.v[index], [self.lengths[r] for r in rows]
         longest = max(self.lengths)

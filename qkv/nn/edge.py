@@ -1,6 +1,6 @@
 """The edge: ids in the forms that callers have, as the stream that the model reads."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ def segments_of(segments: Ids, lengths: list[int], kinds: int, device: torch.dev
 def _joined(ids: Ids, what: str, device: torch.device) -> tuple[Tensor, list[int]]:
     if isinstance(ids, Tensor) and ids.ndim != 2:
         raise InputError(f"{what} must be [batch, length], got the shape {list(ids.shape)}")
+    if not isinstance(ids, Iterable):
+        raise InputError(f"{what} must be a tensor [batch, length] or a list of sequences, got {type(ids).__name__}")
     rows = [_row(i, row) for i, row in enumerate(ids)]
     if not rows:
         raise InputError("no sequence was given")

@@ -186,9 +186,10 @@ class Pool(PerSequence):
 
 
 def _mean(x: Tensor, batch: Batch) -> Tensor:
-    """Summed in float32, as many as there are."""
+    """Summed in at least float32, as many as there are."""
+    exact = x.to(torch.promote_types(x.dtype, torch.float32))
     lengths = torch.tensor(list(batch.lengths), device=x.device)
-    return torch.segment_reduce(x.float(), "mean", lengths=lengths, axis=0).to(x.dtype)
+    return torch.segment_reduce(exact, "mean", lengths=lengths, axis=0).to(x.dtype)
 
 
 def _max(x: Tensor, batch: Batch) -> Tensor:

@@ -102,11 +102,12 @@ class Transformer(nn.Module):
 
         `target`: what the decoder of an encoder–decoder reads, in either form, and the answer is then of its form (not
         given: the ids themselves, behind the spec's `start`). `segments`: the kind of each token of ids, in their form.
-        With a cache (`new_cache`) the ids, or the target beside None, continue what it holds, and no gradient flows.
+        With a cache (`new_cache`) the ids (of an encoder–decoder: the decoder's) continue what it holds, and no
+        gradient flows.
         InputError: ids out of range, an empty sequence, a length beyond the positions or the cache."""
         if self.encoder is not None and self.decoder is not None and cache is None:
-            target = self._shifted(ids) if target is None else target
-            return self._run(target, None, None, self.encode(ids, segments=segments))
+            memory = self.encode(ids, segments=segments)
+            return self._run(self._shifted(ids) if target is None else target, None, None, memory)
         if target is not None:
             raise InputError("a target is for a model with encoder and decoder, and without a cache (which takes ids)")
         return self._run(ids, segments, cache, None)
@@ -122,7 +123,7 @@ class Transformer(nn.Module):
         """The encoder's states of ids, for its decoder. InputError: there is no encoder; and as in `forward`."""
         if self.encoder is None:
             raise InputError("this model has no encoder: its ids go to the decoder at once")
-        stream, batch = self.batch(ids, segments=segments)
+        stream, batch = self.batch(ids, segments=segments, stack=self.spec.encoder)
         return Memory(self.encoder(stream, batch, self.encoder.passing()), batch)
 
     def states(self, stream: Tensor, batch: Batch, cache: Cache | None = None, memory: Memory | None = None) -> Tensor:
@@ -143,20 +144,25 @@ class Transformer(nn.Module):
         """An empty cache for any number of sequences (the first step decides) of at most `length` tokens each, all
         of whose memory is taken at the first step; None: it grows as needed, up to twice what is held. `memory`: what
         the decoder of an encoder–decoder looks at, one sequence of it for each of the cache's."""
-        return Cache(self.last.new_storages(length, memory), length)
+        with torch.no_grad():
+            return Cache(self.last.new_storages(length, memory), length)
 
-    def batch(self, ids: Ids, *, segments: Ids | None = None, cache: Cache | None = None) -> tuple[Tensor, Batch]:
-        """Ids at the edge → the stream [T] and its batch, which go to `states`. InputError as in `forward`."""
+    def batch(
+        self, ids: Ids, *, segments: Ids | None = None, cache: Cache | None = None, stack: spec.Stack | None = None
+    ) -> tuple[Tensor, Batch]:
+        """Ids at the edge → the stream [T] and its batch, which go to `states`. `stack`: the one that
+        is to read them (None: the one that the head reads). InputError as in `forward`."""
         stream, lengths = as_stream(ids, self.spec.vocab, self.device)
         batch = Batch(lengths, cache.starts(lengths) if cache is not None else [0] * len(lengths), self.device)
         if segments is not None:
-            batch.segments = segments_of(segments, lengths, self.spec.stacks[0].embed.segments, self.device)
+            batch.segments = segments_of(segments, lengths, (stack or self.spec.last).embed.segments, self.device)
         return stream, batch
 
     def _shifted(self, ids: Ids) -> Ids:
-        """Each sequence behind the start token, without its own last one."""
+        """Each sequence of ids that an encoder has taken, behind the start token and without its own last one."""
         if self.spec.start is None:
             raise ConfigError("this model's spec names no start token: give the decoder's ids as `target`")
         if isinstance(ids, Tensor):
+            ids = ids.long()  # a narrow type may not hold the start token
             return torch.cat((ids.new_full((len(ids), 1), self.spec.start), ids[:, :-1]), 1)
         return [[self.spec.start, *(row.tolist() if isinstance(row, Tensor) else row)[:-1]] for row in ids]

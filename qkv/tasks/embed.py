@@ -18,6 +18,7 @@ from qkv.load.sentence import Sentence
 from qkv.nn.modes import evaluating
 from qkv.nn.stack import Transformer
 from qkv.tasks.batches import by_length
+from qkv.tasks.forward import check_count
 from qkv.tasks.windows import Limit, limit
 
 BUDGET = 4096  # tokens read at once
@@ -108,8 +109,7 @@ def embed(
         raise InputError("this model has no tokenizer, so it can't read texts; m(ids) gives vectors of ids")
     if normalize is False and head.normalize:
         raise InputError("normalize=False: this model's head makes every vector of length 1")
-    if budget < 1:
-        raise InputError(f"budget must be at least 1 token, got {budget}")
+    check_count("budget", budget)
     if on_long not in ON_LONG:
         raise InputError(f"on_long is {on_long!r}, none of {', '.join(ON_LONG)}")
     rows = [texts] if isinstance(texts, str) else _rows(texts)
@@ -161,7 +161,8 @@ def _limit(model: Transformer, sentence: Sentence | None, length: int | None) ->
     if length is None:
         said = sentence.length if sentence else None
         return most if said is None or (most.size or said) < said else Limit(said, "as its folder says")
-    if length < 1 or length > (most.size or length):
+    check_count("length", length)
+    if length > (most.size or length):
         raise InputError(f"length must lie in 1..{most.size or '∞'} ({most.why}), got {length}")
     return Limit(length, "the length asked for")
 

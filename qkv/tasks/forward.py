@@ -48,7 +48,8 @@ def outputs(
 ) -> Iterator[tuple[int, Tensor]]:
     """What the head computes for each input, in float32: its number and the tensor, in no order of numbers.
 
-    `budget`: at most so many tokens in a batch of several. `head`: which one, where the model has several."""
+    `budget`: at most so many tokens in a batch of several. `head`: which one, where the model has several. InputError:
+    segments that the model doesn't know, numbers that are not finite."""
     kinds = model.spec.stacks[0].embed.segments
     if kinds and (most := max((max(one.segments) for one in inputs), default=0)) >= kinds:
         raise InputError(f"the tokenizer marks tokens as of segment {most}, and this model knows {kinds}")
@@ -57,6 +58,11 @@ def outputs(
         with torch.inference_mode(), evaluating(model):
             out = model([inputs[row].ids for row in rows], segments=segments)
         for row, value in zip(rows, out if head is None else out[head], strict=True):
+            if not value.isfinite().all():
+                raise InputError(
+                    "the head gives numbers that are not finite: the weights hold NaN or infinity (`qkv verify` "
+                    "tells), or they overflow in this dtype"
+                )
             yield row, value.float()
 
 

@@ -64,6 +64,8 @@ def apply(
     texts = list(text)
     if isinstance(second, str):
         second = [second] * len(texts)
+    if second is not None and not isinstance(second, Sequence):
+        raise InputError(f"second must be a string or a list of strings, got {type(second).__name__}")
     if second is not None and len(second) != len(texts):
         raise InputError(f"there are {len(texts)} texts and {len(second)} second ones")
     pairs = [(one,) for one in texts] if second is None else list(zip(texts, second, strict=True))

@@ -31,6 +31,20 @@ def test_only_what_differs_is_in_colour(command: Command, monkeypatch: object) -
     assert "\x1b[2m" in rows["mask"]
 
 
+def test_one_stack_beside_two(command: Command) -> None:
+    from qkv.cli.diff import table
+    from qkv.cli.known import sketch
+
+    names = {}
+    for pair in (("bert-base-uncased", "t5-small"), ("t5-small", "gpt2"), ("bert-base-uncased", "gpt2")):
+        ran = command("diff", *pair)
+        assert (ran.code, ran.err) == (0, "")
+        names[pair] = [*table(*map(sketch, pair)).columns[0].cells]
+    assert names["bert-base-uncased", "t5-small"] == names["t5-small", "gpt2"]
+    assert names["t5-small", "gpt2"].count("encoder mask") == names["t5-small", "gpt2"].count("decoder mask") == 1
+    assert "mask" in names["bert-base-uncased", "gpt2"]
+
+
 def test_json_names_each_place(command: Command) -> None:
     found = command("diff", "llama-2-7b", "llama-2-70b", "--json").json
     changes = {change["path"]: (change["a"], change["b"]) for change in found["changes"]}

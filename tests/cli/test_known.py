@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from qkv import count
+import qkv
+from qkv import count, spec
 from qkv.cli.known import FOLDER, SHORT, names, sketch
 from qkv.errors import ConfigError, NotFound
+from qkv.load.sentence import Sentence, write
 from qkv.specfile import to_toml
+from tests.sentences import DIM, bert
 
 SIZES = {  # parameters, as published (safetensors' metadata on the hub, or the papers)
     "albert-base-v2": 11_221_680,
@@ -51,6 +54,13 @@ def test_a_published_config_says_that_it_has_no_weights() -> None:
     found = sketch("GPT2")
     assert (found.ref, found.spec.family) == ("gpt2", "gpt2")
     assert found.origin == "gpt2 = the published config of openai-community/gpt2, no weights"
+
+
+def test_a_folder_that_pools_is_described_as_it_is_loaded(tmp_path: Path) -> None:
+    write(bert(tmp_path), Sentence(spec.Pool(how="cls", normalize=True)), DIM)
+    described = sketch(str(tmp_path)).spec
+    assert described.head == spec.Pool(how="cls", normalize=True, pooler="tanh")
+    assert described == qkv.load(tmp_path).spec
 
 
 @pytest.mark.parametrize(("short", "name"), SHORT.items())

@@ -145,6 +145,7 @@ def test_a_terminal_sees_colours_and_no_control_characters(
 
 WRONG: list[tuple[str, list[str], int, str]] = [
     ("classify", ["a " * 99], 1, "the text has 101 tokens; the most is 64: the context that"),
+    ("classify", ["a " * 99], 1, "--on-long truncate reads the beginning, --on-long window all of it"),
     ("classify", ["a", "--on-long", "cut"], 1, "on_long is 'cut', none of error, truncate, window"),
     ("classify", ["a", "--strategy", "max"], 1, "classify has no option 'strategy'"),
     ("classify", ["a", "--top", "0"], 2, "'--top'"),
@@ -156,7 +157,7 @@ WRONG: list[tuple[str, list[str], int, str]] = [
     ("tag", ["a", "--pair", "b"], 1, "tagging takes one text, without a second"),
     ("tag", ["a", "--stride", "64"], 1, "stride is 64, and a window 64 tokens"),
     ("tag", ["a", "--window", "65"], 1, "window is 65 tokens; the most is 64"),
-    ("answer", ["who"], 1, "give the context as the second text"),
+    ("answer", ["who"], 1, "give the context by --context"),
     ("answer", ["--question", "who"], 1, "no context was given: standard input is empty"),
     ("answer", ["--question", "who", "--context", "@./nowhere"], 1, "./nowhere: No such file"),
     ("answer", ["--question", "a " * 80, "--context", "b"], 1, "leave no room for the rest in 64"),

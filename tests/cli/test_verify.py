@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from qkv.cli.health import Health, _look
 from tests.cli.conftest import Command
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -68,6 +69,12 @@ def test_nan_and_infinity_are_counted_where_they_are(command: Command, folder: P
     found = problems(command, ill(**{UP: weight}))
     assert found[0] == f"{UP} holds 2 NaN and 1 infinities among 2,048 numbers"
     assert found[1].endswith("numbers for a short text are NaN or infinite")
+
+
+def test_the_zero_bias_of_every_new_bart_is_no_problem() -> None:
+    health = Health(described=None)  # type: ignore[arg-type]
+    _look("final_logits_bias", torch.zeros(1, 97), health)
+    assert (health.problems, health.notes) == ([], ["final_logits_bias is all zeros (97 numbers)"])
 
 
 def test_a_matrix_of_zeros_is_a_problem_and_a_vector_is_a_note(command: Command, folder: Path, ill) -> None:  # type: ignore[no-untyped-def]

@@ -21,6 +21,7 @@ from qkv.load.checkpoint import GgufCheckpoint
 from qkv.load.describe import describe
 from qkv.load.ggml import gguf_config
 from qkv.load.gguf import GgufFile, read_gguf
+from qkv.load.head import with_new_head
 from qkv.load.weights import fill
 from qkv.nn.stack import Transformer
 from qkv.spec import Model
@@ -183,6 +184,23 @@ def test_a_file_of_llama_cpp_gives_the_logits_of_transformers(
     notes = fill(ours, weights, GgufCheckpoint(described.gguf, torch.float32), described.family)
     assert notes == []
     close(our_outputs(ours.eval()), their_outputs(theirs, ours.spec), within=1e-4)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_new_head_on_a_file_of_llama_cpp(tied: bool, tmp_path: Path) -> None:
+    """The file's names are llama.cpp's, the new head's are its family's."""
+    theirs = randomized(AutoConfig.for_model("llama", **{**find("llama").tiny, "tie_word_embeddings": tied}))
+    write(tmp_path / "model.gguf", theirs, {})
+    described = describe(tmp_path / "model.gguf")
+    wanted, architecture = with_new_head(described, "classify", ["bad", "so", "good"])
+    with torch.device("meta"):
+        ours = Transformer(wanted)
+    assert described.gguf is not None
+    table, checkpoint = described.table(architecture), GgufCheckpoint(described.gguf, torch.float32)
+    notes = fill(ours, table, checkpoint, described.family, architecture=architecture, new_head=True)
+    assert [note.split(":")[0].split(",")[0] for note in notes] == ["new", "left aside"][: 2 - tied]
+    assert torch.equal(ours.table, theirs.model.embed_tokens.weight)
+    assert ours([[5, 6, 7], [8]])[1].shape == (3,)
 
 
 def test_every_family_that_has_an_architecture_there_is_converted_here() -> None:

@@ -245,3 +245,10 @@ def test_several_prompts_give_a_list_and_one_gives_one() -> None:
     made = generate(tiny(), Bytes(), ["hi", "hello"], THREE)
     assert [found.prompt_tokens for found in made] == [list(b"hi"), list(b"hello")]
     assert plain(generate(tiny(), Bytes(), "hi", THREE)) == plain(made[0])
+
+
+def test_a_forced_eos_is_the_limits_and_not_the_models_end() -> None:
+    made = search(tiny(), [104], beams=3, n_best=3, max_tokens=3, stop_tokens=(EOS,), forced_last=EOS)
+    assert {(len(beam.tokens), beam.tokens[-1], beam.finish_reason) for beam in made.beams or ()} == {
+        (3, EOS, "length")
+    }

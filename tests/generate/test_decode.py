@@ -148,6 +148,13 @@ def test_a_step_reads_a_bounded_number_of_tokens_and_short_prompts_answer_first(
     assert [s.index for s in steps] == [1, 1, 1, 0, 0, 0]
 
 
+def test_a_forced_eos_is_the_limits_and_not_the_models_end() -> None:
+    for ends in ((EOS,), ()):
+        steps = run(tiny(), [[104]], replace(GREEDY, max_tokens=3, stop_tokens=ends, forced_last=EOS))
+        assert tokens(steps)[-1] == EOS
+        assert [s.end.finish_reason for s in steps if s.end is not None] == ["length"]
+
+
 def test_eos_ends_an_answer_is_among_its_tokens_and_not_in_its_text() -> None:
     free = run(tiny(), [[104]], replace(GREEDY, max_tokens=8))
     third = tokens(free)[2]

@@ -58,6 +58,50 @@ def test_a_new_classifier_is_reported_and_the_rest_is_the_checkpoints(folder: An
     assert torch.equal(model.encoder.blocks[1].mlp.up.weight, theirs.encoder.blocks[1].mlp.up.weight)
 
 
+def test_a_new_classifier_of_another_size_is_new(folder: Any) -> None:
+    model = qkv.load(folder("bert", "BertForSequenceClassification"), new_head="classify", labels=LABELS)
+    assert [tuple(x.shape) for x in model(IDS)] == [(3,), (3,)]
+    said = next(note for note in model.notes if note.startswith("new, drawn at random"))
+    assert "head.out.weight [3, 32], head.out.bias [3]" in said
+    assert "head.hidden" not in said  # the checkpoint's own, which fits
+    assert "left aside, of another head: classifier.bias, classifier.weight" in model.notes
+
+
+def test_one_of_the_same_size_is_the_checkpoints_and_that_is_said(folder: Any) -> None:
+    path = folder("bert", "BertForSequenceClassification")
+    model = qkv.load(path, new_head="classify", labels=["spam", "ham"])
+    assert torch.equal(model.head.out.weight, qkv.load(path).head.out.weight)
+    assert "the head is the checkpoint's own: LABEL_0, LABEL_1 are now called spam, ham" in model.notes
+    assert not any("are now called" in note for note in qkv.load(path).notes)
+
+
+def test_a_spec_of_a_classifier_is_never_next_sentences(folder: Any) -> None:
+    path = folder("bert", "BertForPreTraining")
+    model = qkv.load(path, new_head=spec.Classify(("bad", "good"), hidden="tanh"))
+    assert any("new, drawn at random" in note and "head.out.weight [2, 32]" in note for note in model.notes)
+    next_sentence = qkv.load(path).head.each[1].out.weight
+    assert not torch.equal(model.head.out.weight, next_sentence)
+
+
+def test_a_new_head_has_the_problem_that_its_labels_say(folder: Any) -> None:
+    path = folder("bert", "BertForSequenceClassification", problem_type="multi_label_classification")
+    assert qkv.load(path).spec.head.problem == "multi"
+    assert qkv.load(path, new_head="classify", labels=LABELS).spec.head.problem == "single"
+
+
+def test_an_encoder_alone(folder: Any) -> None:
+    """A head on T5's encoder leaves the decoder aside; vectors are the encoder's (so sentence-transformers)."""
+    for how in ({"new_head": "tag", "labels": LABELS}, {"new_head": "pool"}):
+        model = qkv.load(folder("t5", "tiny"), **how)
+        assert model.decoder is None
+        assert "left aside, of the decoder, which this head doesn't read: 28 tensors" in model.notes
+        theirs = case("t5", "tiny").ours
+        assert torch.equal(model.encoder.blocks[1].mlp.up.weight, theirs.encoder.blocks[1].mlp.up.weight)
+    for head in ("pool", "states"):
+        assert qkv.load(folder("t5", "T5EncoderModel"), new_head=head).decoder is None
+    assert qkv.load(folder("t5", "T5Model"), new_head="states").decoder is not None
+
+
 def test_a_decoder_becomes_a_classifier(folder: Any) -> None:
     model = qkv.load(folder("llama", "tiny"), new_head="classify", labels=LABELS)
     assert [tuple(x.shape) for x in model(IDS)] == [(3,), (3,)]
@@ -71,6 +115,15 @@ def test_a_head_of_ones_own_making(folder: Any) -> None:
     vectors = torch.stack(model(IDS))
     torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(2))
     assert not [note for note in model.notes if note.startswith("new")]  # pooling has no weights
+
+
+@pytest.mark.parametrize("head", ["states", "pool"])
+def test_what_has_no_pooler_is_saved_without(folder: Any, tmp_path: Path, head: str) -> None:
+    model = qkv.load(folder("bert", "BertForMaskedLM"), new_head=head)
+    again = qkv.load(qkv.save(model, tmp_path / "saved"))
+    assert again.notes[-1] == "the checkpoint has no pooler"
+    assert again.spec == model.spec
+    assert all(torch.equal(a, b) for a, b in zip(again(IDS), model(IDS), strict=True))
 
 
 def test_a_head_that_the_checkpoint_lacks_is_never_made_up(folder: Any) -> None:
@@ -109,6 +162,8 @@ def test_labels_by_other_names(folder: Any) -> None:
         ({"new_head": "classify", "labels": ["a", "a"]}, "labels"),
         ({"new_head": "replaced"}, "no checkpoint of the family bert has a head Replaced"),
         ({"new_head": "lm"}, "no checkpoint of the family bert has a head LMHead"),
+        ({"new_head": spec.Pool(), "labels": LABELS}, "labels are not for the head Pool: its spec says all of it"),
+        ({"new_head": spec.Tag(("a", "b")), "labels": LABELS}, "labels are not for the head Tag"),
     ],
 )
 def test_a_wrong_wish(folder: Any, how: dict[str, Any], said: str) -> None:

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import qkv
 from qkv.errors import ConfigError, CorruptFile, InputError, NotFound, UnsafeFile, WeightError
+from qkv.families.family import find
 from qkv.families.llama import FAMILY
 from qkv.inputs.text import Tokenizer
 from qkv.inputs.train import train_tokenizer
@@ -122,6 +123,23 @@ def test_save_refuses_a_folder_with_a_model_and_a_spec_without_a_family(tiny: Pa
     model.spec = qkv.Model(model.spec.__class__(**{**model.spec.__dict__, "family": ""})).spec
     with pytest.raises(ConfigError, match="names no family"):
         qkv.save(model, tmp_path / "nowhere")
+
+
+def test_generation_never_changes_what_the_model_computes(tmp_path: Path) -> None:
+    """RoBERTa's positions begin behind its config's padding token, and a decoder begins with its config's start."""
+    for family, said in (("roberta", {"pad_token_id": 0}), ("bart", {"decoder_start_token_id": 5})):
+        torch.manual_seed(0)
+        model = qkv.Model(find(family).spec(find(family).tiny))
+        model.generation = said
+        again = qkv.load(qkv.save(model, tmp_path / family))
+        assert again.spec == model.spec
+        assert again.generation.items() >= said.items()
+
+
+def test_tasks_must_be_a_table(tiny: Path) -> None:
+    edit_config(tiny, task_specific_params=["translate"])
+    with pytest.raises(ConfigError, match=r"'task_specific_params' must be an object, got \['translate'\]"):
+        qkv.load(tiny)
 
 
 # --- L1–L3: pickles -------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from qkv import spec
-from qkv.errors import ConfigError, CorruptFile, QkvError, UnsafeFile
+from qkv.errors import ConfigError, CorruptFile, NotFound, QkvError, UnsafeFile
 from qkv.load.sentence import Sentence, read, write
 from tests.sentences import DIM, TEXTS, bert, sentence_folder, theirs
 
@@ -169,6 +169,17 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     (folder / "1_Pooling").symlink_to(tmp_path / "outside/1_Pooling")
     with pytest.raises(UnsafeFile, match="a link to"):
         read(folder)
+    (folder / "modules.json").rename(tmp_path / "modules.json")
+    (folder / "modules.json").symlink_to(tmp_path / "modules.json")
+    with pytest.raises(UnsafeFile, match=r"modules.json is a link to"):
+        read(folder)
+
+
+def test_a_pooling_that_is_not_there_is_never_made_up(tmp_path: Path) -> None:
+    put(tmp_path)
+    (tmp_path / "1_Pooling/config.json").unlink()
+    with pytest.raises(NotFound, match=r"1_Pooling/config.json"):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize("file", ["modules.json", "1_Pooling/config.json", "sentence_bert_config.json"])

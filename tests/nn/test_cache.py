@@ -299,6 +299,24 @@ def test_a_memory_in_any_order(
             torch.testing.assert_close(found[i], expected, **CLOSE)
 
 
+def test_a_memory_is_copied_only_where_rows_are_of_other_sources() -> None:
+    """A beam search reorders at every step, mostly within the rows of a prompt."""
+    model, sources = seq2seq(), [[1, 2, 3], [4]]
+    with torch.no_grad():
+        cache = model.new_cache(memory=model.encode(sources))
+        model([[1], [1]], cache=cache)
+        cache.select([0, 0, 1, 1])
+        held = cache.layers[0].fixed.k
+        model([[2], [3], [4], [5]], cache=cache)
+        cache.select([1, 1, 3, 2])
+        assert cache.layers[0].fixed.k is held
+        cache.select([3, 0])
+        found = model([[6], [6]], cache=cache)
+        expected = model([[4], [1, 2, 3]], [[1, 4, 6], [1, 3, 6]])
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one[-1:], other[-1:], **CLOSE)
+
+
 def test_a_memory_is_for_as_many_sequences() -> None:
     model = seq2seq()
     cache = model.new_cache(memory=model.encode([[1, 2], [3]]))

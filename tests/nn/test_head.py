@@ -88,6 +88,12 @@ def test_one_vector_a_sequence(how: spec.Pooling, normalize: bool) -> None:
     torch.testing.assert_close(made(spec.Pool(how=how, normalize=normalize))(X, BATCH, TABLE), expected)
 
 
+def test_a_mean_of_doubles_is_no_float() -> None:
+    x = X.double() + 1e-9 * torch.arange(X.numel()).view_as(X)
+    expected = torch.stack([rows.mean(0) for rows in x.split([2, 3])])
+    torch.testing.assert_close(made(spec.Pool())(x, BATCH, TABLE), expected, atol=1e-14, rtol=0)
+
+
 @pytest.mark.parametrize("pick", ["first", "last"])
 @pytest.mark.parametrize("hidden", [None, "tanh"])
 def test_a_score_for_each_label(pick: spec.Picked, hidden: spec.Activation | None) -> None:

@@ -1,7 +1,9 @@
 """The whole model at its edges: what it takes, what it gives, and what a module must be able to do."""
 
 import copy
+import dataclasses
 import pickle
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -238,6 +240,21 @@ def test_without_a_target_the_decoder_reads_the_ids_behind_the_start() -> None:
     torch.testing.assert_close(model([[4, 5]]), model([[4, 5]], [[1, 4]]))
     with pytest.raises(ConfigError, match="names no start token"):
         Transformer(two_stacks(start=None))(IDS)
+    narrow = Transformer(replace(two_stacks(start=300), vocab=301)).eval()
+    torch.testing.assert_close(narrow(IDS.to(torch.uint8)), narrow(IDS))
+
+
+@pytest.mark.parametrize("ids", [[1, 2], [[]], [], torch.tensor([1, 2]), torch.tensor(3), None, "ab"])
+def test_what_an_encoder_refuses_is_refused_before_it_is_shifted(ids: Any) -> None:
+    with pytest.raises(InputError):
+        Transformer(two_stacks())(ids)
+
+
+def test_no_graph_stays_in_a_cache() -> None:
+    model = Transformer(two_stacks())
+    cache = model.new_cache(memory=model.encode([[1, 2, 3]]))
+    assert not cache.layers[0].fixed.k.requires_grad
+    assert not model([[5]], cache=cache)[0].requires_grad
 
 
 def test_one_table_or_two() -> None:
@@ -303,3 +320,15 @@ def test_one_answer_a_sequence_at_the_edge() -> None:
     assert [tuple(x.shape) for x in model([[1, 2, 3], [4]])] == [(3,), (3,)]
     pair = encoder(spec.Heads((spec.MaskedLM(spec.LayerNorm()), spec.Classify(("a", "b")))))
     assert [tuple(x.shape) for x in pair(IDS)] == [(2, 3, VOCAB), (2, 2)]
+
+
+def test_segments_are_of_the_stack_that_reads_them() -> None:
+    """With a cache the ids are the decoder's, which tells no kinds apart."""
+    whole = two_stacks()
+    assert whole.encoder is not None
+    kinds = dataclasses.replace(whole.encoder, embed=dataclasses.replace(whole.encoder.embed, segments=2))
+    model = Transformer(dataclasses.replace(whole, encoder=kinds)).eval()
+    assert model(IDS, segments=torch.ones_like(IDS)).shape == (2, 3, VOCAB)
+    cache = model.new_cache(memory=model.encode(IDS, segments=torch.ones_like(IDS)))
+    with pytest.raises(InputError, match="has no segments"):
+        model(IDS, cache=cache, segments=torch.ones_like(IDS))

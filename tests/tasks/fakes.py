@@ -5,7 +5,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 import torch
+from tokenizers import models
 from torch import Tensor, nn
 
 from qkv import spec
@@ -22,8 +24,17 @@ WORDS = [
 
 @cache
 def wordpiece() -> Tokenizer:
-    """BERT's kind: [CLS] a [SEP] b [SEP], lower case."""
-    return train_tokenizer(WORDS, "wordpiece", 200)
+    """BERT's kind: [CLS] a [SEP] b [SEP]. Its vocabulary is spelled out: every character, the beginnings of words and
+    what follows them. (The trainer breaks ties differently in each process.)"""
+    trained = train_tokenizer(WORDS, "wordpiece", 200)
+    specials = [trained.token(id) for id in range(5)]
+    raw = tokenizers.Tokenizer.from_str(trained._backend.json())
+    words = [word for text in WORDS for word, _ in raw.pre_tokenizer.pre_tokenize_str(text)]
+    pieces = {c for word in words for c in word} | {f"##{c}" for word in words for c in word}
+    pieces |= {word[:3] for word in words} | {f"##{word[3:5]}" for word in words if len(word) > 3}
+    vocab = {token: id for id, token in enumerate([*specials, *sorted(pieces - set(specials))])}
+    raw.model = models.WordPiece(vocab, unk_token="[UNK]")
+    return Tokenizer(raw, unk="[UNK]", sep="[SEP]", pad="[PAD]", cls="[CLS]", mask="[MASK]")
 
 
 def theirs(folder: Path, tokenizer: Tokenizer, kind: str, labels: tuple[str, ...] = ("A", "B"), **config: Any) -> Any:

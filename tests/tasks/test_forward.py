@@ -33,6 +33,12 @@ def test_segments_are_given_only_to_models_that_know_them() -> None:
         list(outputs(Fake(bert(spec.Tag(("A",)), 50), fake.compute), [encoded([3], 2)]))  # type: ignore[arg-type]
 
 
+def test_numbers_that_are_not_finite_are_no_answer() -> None:
+    fake = Fake(bert(spec.Tag(("A",)), 50), lambda ids, _: torch.full((len(ids), 1), torch.nan))
+    with pytest.raises(InputError, match="not finite: the weights hold NaN or infinity"):
+        list(outputs(fake, [encoded([3])]))  # type: ignore[arg-type]
+
+
 def test_one_of_several_heads() -> None:
     fake = Fake(bert(spec.Tag(("A",)), 50), lambda ids, _: (torch.tensor(ids), torch.tensor([0])))
     assert dict(outputs(fake, [encoded([3]), encoded([4, 5])], head=0))[1].tolist() == [4, 5]  # type: ignore[arg-type]

@@ -107,7 +107,9 @@ def test_wrong_arguments_are_named() -> None:
         predict(fake, wordpiece(), "a", ["b"])
     with pytest.raises(InputError, match="there are 2 texts and 1 second ones"):
         predict(fake, wordpiece(), ["a", "b"], ["c"])
-    with pytest.raises(InputError, match="the text is a int, not a string"):
+    with pytest.raises(InputError, match="second must be a string or a list of strings, got int"):
+        predict(fake, wordpiece(), ["a"], 3)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="a text must be a string, got int"):
         predict(fake, wordpiece(), [3])  # type: ignore[list-item]
     with pytest.raises(InputError, match="text must be a string or a list of strings, got int"):
         predict(fake, wordpiece(), 3)  # type: ignore[arg-type]
