@@ -49,6 +49,7 @@ SPECIAL: dict[type[spec.Part], dict[str, st.SearchStrategy[Any]]] = {  # what no
     spec.RelativeBias: {"distance": st.integers(2**15 + 1, 2**24)},
     spec.Llama3Scaling: {"low": st.floats(0.1, 1.0), "high": st.floats(1.5, 9.0)},
     spec.Block: {"cross": st.none()},
+    spec.Embed: {"width": st.none()},  # beside which a head can't be tied; ALBERT has one, below
     Stack: {"layers": st.integers(3, 4096), "position": st.none()},
     spec.Classify: {"labels": LABELS},
     spec.Tag: {"labels": LABELS},

@@ -128,7 +128,7 @@ def test_input_that_is_no_text(tokenizers: dict[str, Tokenizer]) -> None:
     backend = tokenizers["bpe"]._backend
     with pytest.raises(InputError, match=r"U\+D800, at character 2"):
         backend.encode(["fine", "ab\ud800"])
-    with pytest.raises(InputError, match="tuple, not a string"):
+    with pytest.raises(InputError, match="must be a string, got tuple"):
         backend.encode([("a", "b"), "c"])  # type: ignore[list-item]
 
 

@@ -108,7 +108,7 @@ def test_files(tmp_path: Path) -> None:
         ([], "bpe", 300, None, "texts are empty"),
         (["", ""], "char", None, None, "texts are empty"),
         (["a", "\ud800"], "bpe", 300, None, "lone surrogate"),
-        (["a", 3], "bpe", 300, None, "int, not a string"),
+        (["a", 3], "bpe", 300, None, "must be a string, got int"),
         (CORPUS, "bpe", None, None, "needs a vocab_size"),
         (CORPUS, "bpe", 256, None, "vocab_size is 256; a bpe tokenizer has at least 257"),
         (CORPUS, "wordpiece", 20, None, "vocab_size is 20; the characters of these texts alone need"),
