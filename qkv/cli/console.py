@@ -77,6 +77,22 @@ def read_stdin(what: str) -> str:
     return text
 
 
+def read_file(path: str) -> str:
+    """A whole file as text, as it is. NotFound; InputError: it is empty, or not UTF-8."""
+    from qkv.errors import InputError, NotFound
+
+    try:
+        with open(path, "rb") as file:
+            text = file.read().decode("utf-8")
+    except OSError as error:
+        raise NotFound(f"{path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 (byte {error.start})") from error
+    if not text:
+        raise InputError(f"{path} is empty: there is nothing to read")
+    return text
+
+
 def binary(size: float) -> str:
     """Bytes in powers of 1024: 320 KiB, 2.5 MiB, 128.5 GiB."""
     units = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from qkv.cli import answer
-from qkv.cli.console import JsonOption, ModelOption, err, note, print_json, read_stdin
-from qkv.errors import InputError, NotFound
+from qkv.cli.console import JsonOption, ModelOption, err, note, print_json, read_file, read_stdin
+from qkv.errors import InputError
 from qkv.write import renamed_when_whole
 
 if TYPE_CHECKING:
@@ -114,15 +114,7 @@ def _lines(file: str) -> list[str]:
             sys.stdin.reconfigure(newline="\n")  # else a lone \r would make two rows of a line
         text = read_stdin("text")
     else:
-        try:
-            text = Path(file).read_bytes().decode("utf-8")
-        except OSError as error:
-            raise NotFound(f"{file}: {error.strerror or error}") from error
-        except UnicodeDecodeError as error:
-            raise InputError(f"{file} is not UTF-8 (byte {error.start})") from error
-        if not text:
-            raise InputError(f"{file} is empty: there is no line to embed")
-        text = text.removesuffix("\n")
+        text = read_file(file).removesuffix("\n")
     return [line.removesuffix("\r") for line in text.split("\n")]
 
 

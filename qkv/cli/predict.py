@@ -2,14 +2,13 @@
 
 import re
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from qkv.cli import answer
-from qkv.cli.console import JsonOption, ModelOption, note, print_json, read_stdin
-from qkv.errors import InputError, NotFound
+from qkv.cli.console import JsonOption, ModelOption, note, print_json, read_file, read_stdin
+from qkv.errors import InputError
 
 if TYPE_CHECKING:
     from qkv.model import Model
@@ -90,7 +89,7 @@ def _inputs(
     if pair is not None and (context is not None or question is not None):
         raise InputError("--pair is the second text of a pair; a question has a --context")
     if file is not None:
-        lines = (read_stdin("text") if file == "-" else _read(file)).removesuffix("\n").split("\n")
+        lines = (read_stdin("text") if file == "-" else read_file(file)).removesuffix("\n").split("\n")
         texts = [line.removesuffix("\r") for line in lines]
     elif question is not None:
         texts = [question]
@@ -98,21 +97,8 @@ def _inputs(
     else:
         texts = [read_stdin("text") if text is None else text]
     if context is not None and context.startswith("@"):
-        context = _read(context[1:])
+        context = read_file(context[1:])
     return texts, pair if context is None else context
-
-
-def _read(path: str) -> str:
-    """A whole file. NotFound; InputError: it is empty, or not UTF-8."""
-    try:
-        text = Path(path).read_bytes().decode("utf-8")
-    except OSError as error:
-        raise NotFound(f"{path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 (byte {error.start})") from error
-    if not text:
-        raise InputError(f"{path} is empty: there is nothing to read")
-    return text
 
 
 def _predict(model: "Model", texts: list[str], second: str | None, options: dict[str, Any]) -> list[Any]:

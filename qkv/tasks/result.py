@@ -1,9 +1,9 @@
 """What predictions are. `to_dict` gives what JSON takes; as text they read as a person would put it."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
-Problem = Literal["single", "multi", "regression"]
+from qkv.spec import Problem
 
 
 class _Result:
