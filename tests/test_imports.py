@@ -21,6 +21,7 @@ LEVELS = (  # a module imports from its own package and from the levels below
     {"inputs"},
     {"families"},
     {"nn"},
+    {"kernels"},
     {"count", "specfile"},
     {"spec"},
     {"part", "strict_json", "write"},
@@ -28,7 +29,8 @@ LEVELS = (  # a module imports from its own package and from the levels below
 )
 ONLY = {  # closer than the levels say
     "families": {"families", "specfile", "spec", "errors"},
-    "nn": {"nn", "spec", "errors"},
+    "nn": {"nn", "kernels", "spec", "errors"},
+    "kernels": {"kernels", "errors"},
     "inputs": {"inputs", "strict_json", "write", "errors"},
 }
 ALLOWED = {("qkv/cli/app.py", "qkv.__version__")}  # the command says which qkv it is; the root knows

@@ -1,6 +1,6 @@
 """A checkpoint: tensors by name, whatever file they are in."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Protocol
 
 import torch
@@ -23,6 +23,9 @@ class Checkpoint(Protocol):
     def read(self, name: str) -> Tensor:
         """One tensor."""
 
+    def packed(self, name: str) -> tuple[Tensor, str] | None:
+        """One matrix as it is stored, where it is to stay packed: uint8 [rows, bytes of a row] and ggml's type."""
+
 
 class Renamed:
     """A checkpoint whose tensors have other names: `names`, from the new to the stored one."""
@@ -36,6 +39,9 @@ class Renamed:
 
     def read(self, name: str) -> Tensor:
         return self.checkpoint.read(self.names[name])
+
+    def packed(self, name: str) -> tuple[Tensor, str] | None:
+        return self.checkpoint.packed(self.names[name])
 
 
 class FolderCheckpoint:
@@ -52,13 +58,16 @@ class FolderCheckpoint:
     def read(self, name: str) -> Tensor:
         return self.home[name].read(name)
 
+    def packed(self, name: str) -> None:
+        return None
+
 
 class GgufCheckpoint:
     """One GGUF file. Tensors are dequantized to `dtype` as they are read, but for those in float32: `fill` rounds them
-    after its transforms, which may subtract (Gemma's norms)."""
+    after its transforms, which may subtract (Gemma's norms). `keep`: the types that `packed` gives as they are."""
 
-    def __init__(self, file: GgufFile, dtype: torch.dtype) -> None:
-        self.where, self.file, self.dtype = str(file.path), file, dtype
+    def __init__(self, file: GgufFile, dtype: torch.dtype, keep: Collection[str] = ()) -> None:
+        self.where, self.file, self.dtype, self.keep = str(file.path), file, dtype, keep
         self.kinds = {name: tensor.type for name, tensor in file.tensors.items() if name != ROPE_FACTORS}
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -67,11 +76,21 @@ class GgufCheckpoint:
     def read(self, name: str) -> Tensor:
         return self.file.read(name, torch.float32 if self.kinds[name] == "F32" else self.dtype)
 
+    def packed(self, name: str) -> tuple[Tensor, str] | None:
+        """A matrix as uint8 [rows, bytes of a row] and its type; None: it is of another type, or no matrix."""
+        tensor = self.file.tensors[name]
+        if tensor.type not in self.keep or len(tensor.shape) != 2:
+            return None
+        return self.file.raw(name).view(tensor.shape[0], -1), tensor.type
 
-def open_checkpoint(described: Described, dtype: torch.dtype | None = None) -> FolderCheckpoint | GgufCheckpoint:
-    """A described model's tensors. `dtype`: what a GGUF file's are dequantized to (None: float32)."""
+
+def open_checkpoint(
+    described: Described, dtype: torch.dtype | None = None, keep: Collection[str] = ()
+) -> FolderCheckpoint | GgufCheckpoint:
+    """A described model's tensors. `dtype`: what a GGUF file's are dequantized to (None: float32); `keep`: the types of
+    it that stay packed."""
     if described.gguf is not None:
-        return GgufCheckpoint(described.gguf, dtype or torch.float32)
+        return GgufCheckpoint(described.gguf, dtype or torch.float32, keep)
     files = described.folder
     assert files is not None
     headers = read_shards(files.index) if files.index else map(read_header, files.weights)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from qkv.errors import CorruptFile, NotFound
+from qkv.kernels.blocks import TYPES, Block
 from qkv.load.mapped import Identity, identify, map_bytes, open_regular
 
 if TYPE_CHECKING:
@@ -30,27 +31,6 @@ _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 10: "Q", 11:
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 
 
-class Block(NamedTuple):
-    """How a tensor type is packed: so many weights in so many bytes."""
-
-    name: str
-    weights: int
-    nbytes: int
-
-
-# ggml_type of ggml.h. Numbers 4, 5, 31–33 and 36–38 were removed; 9 and 15 (Q8_1, Q8_K) are never stored.
-TYPES: dict[int, Block] = {
-    0: Block("F32", 1, 4), 1: Block("F16", 1, 2), 30: Block("BF16", 1, 2), 28: Block("F64", 1, 8),
-    24: Block("I8", 1, 1), 25: Block("I16", 1, 2), 26: Block("I32", 1, 4), 27: Block("I64", 1, 8),
-    2: Block("Q4_0", 32, 18), 3: Block("Q4_1", 32, 20), 6: Block("Q5_0", 32, 22), 7: Block("Q5_1", 32, 24),
-    8: Block("Q8_0", 32, 34), 10: Block("Q2_K", 256, 84), 11: Block("Q3_K", 256, 110), 12: Block("Q4_K", 256, 144),
-    13: Block("Q5_K", 256, 176), 14: Block("Q6_K", 256, 210), 16: Block("IQ2_XXS", 256, 66),
-    17: Block("IQ2_XS", 256, 74), 18: Block("IQ3_XXS", 256, 98), 19: Block("IQ1_S", 256, 50),
-    20: Block("IQ4_NL", 32, 18), 21: Block("IQ3_S", 256, 110), 22: Block("IQ2_S", 256, 82),
-    23: Block("IQ4_XS", 256, 136), 29: Block("IQ1_M", 256, 56), 34: Block("TQ1_0", 256, 54),
-    35: Block("TQ2_0", 256, 66), 39: Block("MXFP4", 32, 17), 40: Block("NVFP4", 64, 36), 41: Block("Q1_0", 128, 18),
-}  # fmt: skip
-BLOCKS = {block.name: block for block in TYPES.values()}
 _REMOVED = {4, 5, 31, 32, 33, 36, 37, 38}
 
 
@@ -84,13 +64,17 @@ class GgufFile:
         """
         import torch
 
-        from qkv.load.dequantize import dequantize
+        from qkv.kernels.dequantize import dequantize
 
+        raw, tensor = self.raw(name), self.tensors[name]
+        return dequantize(raw, tensor.type, tensor.shape, torch.float32 if dtype is None else dtype)
+
+    def raw(self, name: str) -> torch.Tensor:
+        """One tensor's bytes, uint8 `[bytes]`, as they lie in the file. Raises NotFound for a name it lacks."""
         if name not in self.tensors:
             raise NotFound(f"{self.path} has no tensor {name!r}")
         tensor = self.tensors[name]
-        raw = map_bytes(self.path, self.identity, tensor.offset, tensor.nbytes)
-        return dequantize(raw, tensor.type, tensor.shape, torch.float32 if dtype is None else dtype)
+        return map_bytes(self.path, self.identity, tensor.offset, tensor.nbytes)
 
 
 def read_gguf(path: str | Path) -> GgufFile:

@@ -1,5 +1,6 @@
 """From a reference to a model that runs, and from a model to a folder that transformers loads."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from qkv import spec
 from qkv.errors import ConfigError, InputError
 from qkv.families.family import find
 from qkv.inputs.text import Tokenizer
+from qkv.kernels.native import TYPES, native, reason
 from qkv.load.checkpoint import open_checkpoint
 from qkv.load.describe import Described, describe, token_ids
 from qkv.load.head import other_names, with_new_head, without_pooler
@@ -37,14 +39,15 @@ def load_model(
     progress: bool = True,
 ) -> tuple[T, Tokenizer | None, Described, list[str]]:
     """A model of class `make` with all its weights, its tokenizer (None: the folder has none), what describes it, and
-    notes on what was out of the ordinary. `dtype` None: as stored; float32 for a GGUF file. `new_head` and `labels`: as
-    in `qkv.load.head.with_new_head`.
+    notes on what was out of the ordinary. `dtype` None: as stored; a GGUF file's matrices stay packed. `new_head` and
+    `labels`: as in `qkv.load.head.with_new_head`.
 
     Raises what `describe`, `fill` and `Tokenizer` raise; nothing half-made is ever returned."""
     dtype, device = _dtype(dtype), torch.device(device or "cpu")
     described = describe(ref, config_only=False, progress=progress)
     wanted, architecture = with_new_head(described, new_head, labels)
-    checkpoint = open_checkpoint(described, dtype)
+    keep, how = _kept_packed(described, dtype, device)
+    checkpoint = open_checkpoint(described, dtype, keep)
     table = described.table(architecture)
     wanted, said = without_pooler(wanted, table, checkpoint.shapes(), described.family.prefix)
     if architecture is described.architecture:
@@ -59,15 +62,19 @@ def load_model(
         has_one = "tokenizer.json" in described.folder.tokenizer
         tokenizer = Tokenizer.from_folder(described.folder.root) if has_one else None
     notes = [] if tokenizer is not None else [_no_tokenizer(described)]
-    notes += said + fill(
-        model,
-        table,
-        checkpoint,
-        described.family,
-        architecture=architecture,
-        new_head=new_head is not None or described.sentence is not None,
-        dtype=dtype,
-        device=device,
+    notes += (
+        how
+        + said
+        + fill(
+            model,
+            table,
+            checkpoint,
+            described.family,
+            architecture=architecture,
+            new_head=new_head is not None or described.sentence is not None,
+            dtype=dtype,
+            device=device,
+        )
     )
     if tokenizer is not None:
         tokenizer.check_rows(described.spec.vocab)
@@ -113,6 +120,21 @@ def save_model(
     # What the family says goes before: RoBERTa's padding token is where its positions begin.
     write_json(target / "config.json", {**said, **config, "torch_dtype": dtype})
     return target
+
+
+def _kept_packed(described: Described, dtype: torch.dtype | None, device: torch.device) -> tuple[set[str], list[str]]:
+    """The types of a GGUF file's tensors that stay packed in memory, and a note on that."""
+    if described.gguf is None or dtype is not None:
+        return set(), []
+    stored = Counter(tensor.type for tensor in described.gguf.tensors.values() if len(tensor.shape) == 2)
+    keep = TYPES.keys() & stored.keys()
+    if not keep:
+        return set(), []
+    if device.type != "cpu" or native() is None:
+        why = f"they stay packed on the CPU only, not on {device.type}" if device.type != "cpu" else reason()
+        return set(), [f"the packed weights are held as float32: {why}"]
+    kinds = ", ".join(f"{stored[kind]} {kind}" for kind in sorted(keep, key=lambda kind: -stored[kind]))
+    return set(keep), [f"{kinds} matrices stay packed, activations are float32 (a dtype holds them plainly)"]
 
 
 def _tokenizer_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:

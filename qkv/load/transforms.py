@@ -62,6 +62,8 @@ TRANSFORMS: dict[str, tuple[Transform, Transform]] = {
     "row": (_from_row, _to_row),
 }
 
+BY_ROW = frozenset({"by_group", "ggml_rotary"})  # they move whole rows, whatever a row holds
+
 
 def take(x: Tensor, via: tuple[str, ...], sizes: list[int], attention: spec.Attention, head_dim: int) -> list[Tensor]:
     """A checkpoint's tensor → ours: the transforms in order, then cut into rows of these sizes."""

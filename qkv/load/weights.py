@@ -14,14 +14,15 @@ from qkv import spec
 from qkv.errors import WeightError
 from qkv.families.family import Architecture, Family, Row
 from qkv.load.checkpoint import Checkpoint, Renamed
-from qkv.load.transforms import give, take
+from qkv.load.transforms import BY_ROW, give, take
+from qkv.nn.packed import Packed, named_weights, plain
 from qkv.nn.parts import build
 from qkv.nn.stack import Transformer
 
 
 def expand(rows: Iterable[Row], model: Transformer) -> list[Row]:
     """The table for this model: a row for each layer, and only rows whose targets it has."""
-    have = {name for name, _ in model.named_parameters()}
+    have = set(named_weights(model))
     out = []
     for row in rows:
         for i in range(_turns(row, model.spec)):
@@ -74,16 +75,13 @@ def fill(
     _check_names_and_shapes(model, table, shapes, {*copies, *aside, *unread}, checkpoint.where, family)
     tokens = next(name for name, x in model.named_parameters() if x is model.last.embed.tokens.weight)
     first = next(r for r in table if tokens in r.targets)
-    embedding = checkpoint.read(first.theirs)
     for copy, original in copies.items():
-        same = embedding if original == first.theirs else checkpoint.read(original)
-        notes.append(_same(same, checkpoint.read(copy), copy, original, checkpoint.where))
-    dtype = dtype or embedding.dtype
+        notes.append(_same(checkpoint.read(original), checkpoint.read(copy), copy, original, checkpoint.where))
+    dtype = dtype or checkpoint.read(first.theirs).dtype
     converted: Counter[torch.dtype] = Counter()
     for row in table:
-        stored = embedding if row is first else checkpoint.read(row.theirs)
-        converted[stored.dtype] += stored.dtype != dtype
-        _take(row, stored, model, checkpoint.where, dtype, device)
+        kind = _take(row, model, checkpoint, dtype, device)
+        converted[kind] += kind not in (dtype, torch.uint8)
     notes += said + _draw(model, drawn, dtype, device)
     notes += [f"left aside, of another head: {', '.join(sorted(aside))}"] if aside else []
     notes += [f"left aside, of the decoder, which this head doesn't read: {len(unread)} tensors"] if unread else []
@@ -93,25 +91,28 @@ def fill(
 
 
 def _take(
-    row: Row, stored: Tensor, model: Transformer, where: str, dtype: torch.dtype, device: torch.device | None
-) -> None:
-    """Give a row's parameters what the checkpoint holds of them."""
-    if not stored.is_floating_point():
-        raise WeightError(f"{where}: {row.theirs} holds {stored.dtype}, which are not plain weights")
+    row: Row, model: Transformer, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device | None
+) -> torch.dtype:
+    """Give a row's parameters what the checkpoint holds of them. Returns the dtype it is stored in (packed: uint8)."""
+    packed = checkpoint.packed(row.theirs) if BY_ROW.issuperset(row.via) else None
+    stored = checkpoint.read(row.theirs) if packed is None else packed[0]
+    if packed is None and not stored.is_floating_point():
+        raise WeightError(f"{checkpoint.where}: {row.theirs} holds {stored.dtype}, which are not plain weights")
     sizes = [model.get_parameter(t).shape[0] for t in row.targets]
     for target, part in zip(row.targets, take(stored, row.via, sizes, *_attention(model.spec)), strict=True):
-        _set(model, target, part.to(device=device, dtype=dtype))
+        _set(model, target, part.to(device=device, dtype=dtype) if packed is None else Packed(part, packed[1], dtype))
+    return stored.dtype
 
 
 def export(model: Transformer, family: Family) -> dict[str, Tensor]:
     """Every parameter under the names of the family's checkpoints (what is shared is stored once)."""
-    parameters = dict(model.named_parameters())
+    weights = named_weights(model)
     attention, head_dim = _attention(model.spec)
     architecture = family.architecture(family.config(model.spec))
     prefix = family.prefix if architecture.bare else ""
     return {
         row.theirs.removeprefix(prefix): give(
-            [parameters[target].detach() for target in row.targets], row.via, attention, head_dim
+            [plain(weights[target]) for target in row.targets], row.via, attention, head_dim
         )
         for row in expand(family.table(architecture), model)
     }
@@ -235,9 +236,11 @@ def _same(original: Tensor, copy: Tensor, name: str, of: str, where: str) -> str
     )
 
 
-def _set(model: nn.Module, name: str, value: Tensor) -> None:
-    owner, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
+def _set(model: nn.Module, name: str, value: Tensor | Packed) -> None:
+    path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(path)
+    delattr(owner, leaf)
+    setattr(owner, leaf, value if isinstance(value, Packed) else nn.Parameter(value))
 
 
 def _nothing_left_on_meta(model: nn.Module) -> None:

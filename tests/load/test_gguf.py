@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qkv.errors import CorruptFile, NotFound
-from qkv.load.gguf import BLOCKS, TYPES, read_gguf
+from qkv.kernels.blocks import BLOCKS, TYPES
+from qkv.load.gguf import read_gguf
 from tests.load.hostile import confined
 
 U8, U32, F32, BOOL, STRING, ARRAY, U64 = 0, 4, 6, 7, 8, 9, 10

@@ -10,10 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import qkv.load.dequantize
+import qkv.kernels.dequantize
 from qkv.errors import WeightError
-from qkv.load.dequantize import KERNELS, dequantize
-from qkv.load.gguf import BLOCKS, read_gguf
+from qkv.kernels.blocks import BLOCKS
+from qkv.kernels.dequantize import KERNELS, dequantize
+from qkv.load.gguf import read_gguf
 
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Where each block's half-precision fields start: random bytes there would mostly be NaN or of one size.
@@ -84,7 +85,7 @@ def test_real_weights_come_back_within_a_step(type: str) -> None:
 @pytest.mark.parametrize("type", KERNELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_other_dtypes_and_parts_of_a_chunk(type: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qkv.load.dequantize, "_CHUNK", 1024)
+    monkeypatch.setattr(qkv.kernels.dequantize, "_CHUNK", 1024)
     raw = torch.from_numpy(random_blocks(type, 9, 5, 2)).view(-1)
     shape = (3, 3, 5 * BLOCKS[type].weights)
     ours = dequantize(raw, type, shape, dtype)

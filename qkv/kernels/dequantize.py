@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qkv.errors import WeightError
-from qkv.load.gguf import BLOCKS
+from qkv.kernels.blocks import BLOCKS
 
 _CHUNK = 1 << 18  # weights at a time: their floats (1 MiB) stay in a core's cache while several passes go over them
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
