@@ -25,7 +25,7 @@ def smollm2() -> Any:
     """The real default model: fetched as a user's first command would, then cached."""
     offline = os.environ.pop("HF_HUB_OFFLINE", None)
     try:
-        return qkv.load("smollm2")
+        return qkv.load("smollm2", dtype="float32")
     finally:
         if offline is not None:
             os.environ["HF_HUB_OFFLINE"] = offline
@@ -52,6 +52,22 @@ def test_64_greedy_tokens_on_five_prompts_are_transformers(smollm2: Any, theirs:
         assert answer.tokens == out[0, ids.shape[1] :].tolist()
         alone = smollm2.generate(prompt, max_tokens=64, temperature=0, ignore_eos=True)
         assert alone.tokens == answer.tokens
+
+
+def test_packed_it_says_almost_the_same(smollm2: Any) -> None:
+    packed = qkv.load(smollm2.source.path)
+    assert any("stay packed" in note for note in packed.notes)
+    ids = [smollm2.tokenizer.encode(prompt) for prompt in PROMPTS]
+    with torch.no_grad():
+        for row in ids:
+            whole, exact = packed(torch.tensor([row])), smollm2(torch.tensor([row]))
+            assert (whole - exact).norm() / exact.norm() < 0.05
+            cache = packed.new_cache()
+            steps = torch.cat([packed(torch.tensor([[i]]), cache=cache) for i in row], 1)
+            assert (steps - exact).norm() / exact.norm() < 0.05
+    greedy = {"max_tokens": 16, "temperature": 0, "ignore_eos": True}
+    ours, theirs = packed.generate(PROMPTS, **greedy), smollm2.generate(PROMPTS, **greedy)
+    assert sum(a.tokens[:4] == b.tokens[:4] for a, b in zip(ours, theirs, strict=True)) >= 3
 
 
 def test_the_chat_template_is_transformers(smollm2: Any, theirs: tuple[Any, Any]) -> None:

@@ -527,7 +527,7 @@ static void work(void) {
     for (long at; (at = atomic_fetch_add(&job.next, 1)) < job.pieces;) job.piece(job.with, at);
 }
 
-static void *help(void *number) {
+static void *help(void *number) { /* `number` of this helper */
     unsigned seen = atomic_load(&ticket);
     for (;;) {
         for (int i = 0; i < LOOKS && atomic_load_explicit(&ticket, memory_order_relaxed) == seen; i++) PAUSE();

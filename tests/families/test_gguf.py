@@ -1,7 +1,9 @@
 """GGUF files, converted from random models of transformers as llama.cpp converts them (`convert_hf_to_gguf.py` and
 `conversion/`), give the logits of those models."""
 
+import itertools
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,18 @@ from qkv.errors import ConfigError
 from qkv.families.config import Reader
 from qkv.families.family import find, find_gguf, names
 from qkv.families.gguf import single
+from qkv.kernels.blocks import BLOCKS
 from qkv.load.checkpoint import GgufCheckpoint
 from qkv.load.describe import describe
 from qkv.load.ggml import gguf_config
 from qkv.load.gguf import GgufFile, read_gguf
 from qkv.load.head import with_new_head
-from qkv.load.weights import fill
+from qkv.load.weights import export, fill
+from qkv.nn.packed import Packed
 from qkv.nn.stack import Transformer
 from qkv.spec import Model
 from tests.families.reference import close, our_outputs, randomized, their_outputs
+from tests.kernels.test_dequantize import HALVES, random_blocks
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -65,8 +70,9 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def write(path: Path, model: Any, changes: dict[str, Any]) -> None:
-    """A GGUF file of a model, as llama.cpp's converter writes it."""
+def write(path: Path, model: Any, changes: dict[str, Any], kinds: Iterable[str] = ()) -> None:
+    """A GGUF file of a model, as llama.cpp's converter writes it; its matrices packed as these kinds, in turn."""
+    turns = itertools.cycle(kinds) if kinds else None
     config, name = model.config, model.config.model_type
     arch = {"mistral": "llama", "gemma3_text": "gemma3"}.get(name, name)
     writer = gguf.GGUFWriter(path, arch)
@@ -77,7 +83,12 @@ def write(path: Path, model: Any, changes: dict[str, Any]) -> None:
             continue
         ours = table.get_name(theirs, (".weight", ".bias"))
         assert ours is not None, theirs
-        writer.add_tensor(ours, converted(theirs, tensor, name, config).numpy())
+        values = converted(theirs, tensor, name, config).numpy()
+        if turns is not None and values.ndim == 2 and "position" not in ours:
+            raw, number = in_blocks(values, next(turns))
+            writer.add_tensor(ours, raw, raw_dtype=number)
+        else:
+            writer.add_tensor(ours, values)
     if changes.get("untied in the file"):  # older converters copied GPT-2's embedding
         writer.add_tensor("output.weight", model.state_dict()["lm_head.weight"].numpy())
     if getattr(config, "rope_parameters", {}).get("rope_type") == "llama3":
@@ -86,6 +97,18 @@ def write(path: Path, model: Any, changes: dict[str, Any]) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def in_blocks(values: np.ndarray, kind: str) -> tuple[np.ndarray, gguf.GGMLQuantizationType]:
+    """A matrix packed as `kind` (the gguf package packs no K-types: random bytes, then, with scales of its size)."""
+    number = gguf.GGMLQuantizationType[kind]
+    if not kind.endswith("_K"):
+        return gguf.quants.quantize(values, number), number
+    raw = random_blocks(kind, len(values), values.shape[1] // 256, values.size)
+    for at in HALVES[kind]:
+        blocks = raw.reshape(len(values), -1, BLOCKS[kind].nbytes)
+        blocks[:, :, at : at + 2] = np.array([values.std() / 512], np.float16).view(np.uint8)
+    return raw, number
 
 
 def gpt2_metadata(writer: gguf.GGUFWriter, config: Any) -> None:
@@ -201,6 +224,47 @@ def test_a_new_head_on_a_file_of_llama_cpp(tied: bool, tmp_path: Path) -> None:
     assert [note.split(":")[0].split(",")[0] for note in notes] == ["new", "left aside"][: 2 - tied]
     assert torch.equal(ours.table, theirs.model.embed_tokens.weight)
     assert ours([[5, 6, 7], [8]])[1].shape == (3,)
+
+
+WIDE = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 4}
+PACKED: list[tuple[str, dict[str, Any]]] = [
+    ("llama", {**WIDE, "num_key_value_heads": 2, "tie_word_embeddings": True}),
+    ("llama", {**WIDE, "head_dim": 64}),
+    ("gemma", {**WIDE, "head_dim": 64}),
+    ("qwen2", {**WIDE, "tie_word_embeddings": True}),
+    ("qwen3", {**WIDE, "head_dim": 64}),
+    ("gpt2", {"n_embd": 256, "n_head": 4, "n_inner": None}),
+]
+
+
+@pytest.mark.parametrize("kinds", [("Q4_0", "Q4_1", "Q8_0"), ("Q4_K", "Q5_K", "Q6_K")], ids=["of 32", "of 256"])
+@pytest.mark.parametrize(("name", "changes"), PACKED, ids=[f"{n} {sorted(c)}" for n, c in PACKED])
+def test_a_packed_model_is_close_to_the_same_file_unpacked(
+    name: str, changes: dict[str, Any], kinds: tuple[str, ...], tmp_path: Path
+) -> None:
+    write(tmp_path / "m.gguf", randomized(AutoConfig.for_model(name, **{**find(name).tiny, **changes})), {}, kinds)
+    described = describe(tmp_path / "m.gguf")
+    assert described.gguf is not None
+    assert described.family.gguf is not None
+    models = []
+    for keep in ((), kinds):
+        with torch.device("meta"):
+            model = Transformer(described.spec)
+        fill(
+            model, described.family.gguf.weights, GgufCheckpoint(described.gguf, torch.float32, keep), described.family
+        )
+        models.append(model.eval())
+    plain, packed = models
+    held = [part for part in packed.modules() if isinstance(part, Packed)]
+    assert len(held) >= sum(tensor.type in kinds for tensor in described.gguf.tensors.values())
+    assert torch.equal(torch.cat([x.flatten() for x in export(packed, described.family).values()]),
+                       torch.cat([x.flatten() for x in export(plain, described.family).values()]))  # fmt: skip
+    for length in (1, 3, 9):
+        ids = torch.arange(length)[None] % plain.spec.vocab
+        with torch.no_grad():
+            ours, exact = packed(ids), plain(ids)
+        assert (ours - exact).norm() / exact.norm() < 0.06
+        assert torch.isfinite(ours).all()
 
 
 def test_every_family_that_has_an_architecture_there_is_converted_here() -> None:
