@@ -61,10 +61,10 @@ def test_packed_it_says_almost_the_same(smollm2: Any) -> None:
     with torch.no_grad():
         for row in ids:
             whole, exact = packed(torch.tensor([row])), smollm2(torch.tensor([row]))
-            assert (whole - exact).norm() / exact.norm() < 0.05
+            assert (whole - exact).norm() / exact.norm() < 0.1
             cache = packed.new_cache()
             steps = torch.cat([packed(torch.tensor([[i]]), cache=cache) for i in row], 1)
-            assert (steps - exact).norm() / exact.norm() < 0.05
+            assert (steps - exact).norm() / exact.norm() < 0.1  # activations in int8
     greedy = {"max_tokens": 16, "temperature": 0, "ignore_eos": True}
     ours, theirs = packed.generate(PROMPTS, **greedy), smollm2.generate(PROMPTS, **greedy)
     assert sum(a.tokens[:4] == b.tokens[:4] for a, b in zip(ours, theirs, strict=True)) >= 3
