@@ -198,7 +198,7 @@ def _run(model: Transformer, searches: list[_Search], chunk: int) -> Iterator[tu
         rows = [search for search in searches for _ in search.waiting]
         counts = iter(share([len(ids) for search in searches for ids in search.waiting], chunk))
         ids = [taken for search in searches for taken in search.take([next(counts) for _ in search.waiting])]
-        logits = read(model, ids, cache, [i for i, search in enumerate(rows) if search.ready])
+        logits = read(model, ids, cache, [int(search.ready) for search in rows])
         watch.read(cache.lengths, [len(search.request.source) for search in rows])
         kept, at = list[int](), 0
         for search in searches:

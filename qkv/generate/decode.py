@@ -115,12 +115,11 @@ def _run(model: Transformer, rows: list[_Row], cache: Cache | None, chunk: int) 
         cache = new_cache(model, sources, length if length <= RESERVED else None, chunk)
     while rows:
         counts = share([row.waiting for row in rows], chunk)
-        ready = [i for i, row in enumerate(rows) if row.waiting == counts[i]]
-        logits = read(model, [row.take(n) for row, n in zip(rows, counts, strict=True)], cache, ready)
+        wanted = [int(row.waiting == n) for row, n in zip(rows, counts, strict=True)]
+        logits = read(model, [row.take(n) for row, n in zip(rows, counts, strict=True)], cache, wanted)
         watch.read(cache.lengths, [len(row.request.source) for row in rows])
         steps = []
-        for place, i in enumerate(ready):
-            row = rows[i]
+        for place, row in enumerate(row for row, one in zip(rows, wanted, strict=True) if one):
             choice, text, reason = row.go_on(logits[place])
             end = None
             if row.first is None or reason is not None:

@@ -1,4 +1,4 @@
-"""One step of a model: ids of several sequences in, logits of those that are ready out; and the cache before it."""
+"""One step of a model: ids of several sequences in, the logits that are wanted out; and the cache before it."""
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
@@ -26,8 +26,9 @@ def share(waiting: Sequence[int], chunk: int) -> list[int]:
 
 
 @torch.no_grad()
-def read(model: Transformer, chunks: list[list[int]], cache: Cache, ready: list[int]) -> Tensor:
-    """Feed each sequence its chunk → logits [len(ready), V] after the last token of those that are ready.
+def read(model: Transformer, chunks: list[list[int]], cache: Cache, wanted: Sequence[int]) -> Tensor:
+    """Feed each sequence its chunk → logits [sum of wanted, V], sequence by sequence, after each of its last
+    `wanted[i]` tokens (0: none of this one).
 
     Not inference_mode: what is in the cache can be used outside."""
     lengths, device = [len(chunk) for chunk in chunks], model.device
@@ -35,9 +36,10 @@ def read(model: Transformer, chunks: list[list[int]], cache: Cache, ready: list[
     stream = torch.tensor([i for chunk in chunks for i in chunk], device=device)
     with evaluating(model):
         states = model.states(stream, batch, cache)
-        if len(ready) < len(states):
-            ends = list(accumulate(lengths))
-            states = states[torch.tensor([ends[i] - 1 for i in ready], dtype=torch.long, device=device)]
+        if sum(wanted) < len(states):
+            ends = accumulate(lengths)
+            places = [end - back for end, n in zip(ends, wanted, strict=True) for back in range(n, 0, -1)]
+            states = states[torch.tensor(places, dtype=torch.long, device=device)]
         return model.logits(states)
 
 

@@ -32,7 +32,7 @@ def test_sources_are_read_in_groups_with_the_same_memory(
     groups, encode = [], model.encode
     monkeypatch.setattr(model, "encode", lambda ids: (groups.append(ids), encode(ids))[1])
     cache = new_cache(model, sources, 9, chunk)
-    logits = read(model, [[0]] * 4, cache, [0, 1, 2, 3])
+    logits = read(model, [[0]] * 4, cache, [1, 1, 1, 1])
     assert [ids for group in groups for ids in group] == sources
     assert all(len(group) == 1 or sum(map(len, group)) <= chunk for group in groups)
     monkeypatch.undo()
@@ -51,10 +51,10 @@ def test_what_is_remembered_of_a_source_takes_no_gradient_and_no_dropout() -> No
 
 def test_only_those_that_are_ready_have_logits() -> None:
     model = tiny()
-    logits = read(model, [[1, 2, 3], [4], [5, 6]], model.new_cache(), [0, 2])
-    alone = [read(model, [ids], model.new_cache(), [0])[0] for ids in ([1, 2, 3], [5, 6])]
+    logits = read(model, [[1, 2, 3], [4], [5, 6]], model.new_cache(), [1, 0, 1])
+    alone = [read(model, [ids], model.new_cache(), [1])[0] for ids in ([1, 2, 3], [5, 6])]
     torch.testing.assert_close(logits, torch.stack(alone), atol=1e-5, rtol=0)
-    assert read(model, [[1, 2]], model.new_cache(), []).shape == (0, model.spec.vocab)
+    assert read(model, [[1, 2]], model.new_cache(), [0]).shape == (0, model.spec.vocab)
 
 
 def test_each_part_comes_back_to_its_mode() -> None:
