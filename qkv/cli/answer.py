@@ -20,6 +20,13 @@ MinP = Annotated[float | None, typer.Option(help="Draw from tokens at least this
 Penalty = Annotated[float | None, typer.Option(help="Above 1: make what was already said less likely.")]
 Seed = Annotated[int | None, typer.Option(help="Repeat a draw: the same seed gives the same text.")]
 Stop = Annotated[list[str] | None, typer.Option(help="End at this text. May be given several times.")]
+Lookup = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="K", help="Guess up to K tokens at once from the text so far (8 is a good number)."),
+]
+DraftModel = Annotated[
+    str | None, typer.Option("--draft", metavar="MODEL", help="Let a smaller model of the same tokenizer guess ahead.")
+]
 Beams = Annotated[int | None, typer.Option(min=1, help="Search for the likeliest text, this many at a time.")]
 LengthPenalty = Annotated[float | None, typer.Option(help="Score of a text found: log-probability / length^this.")]
 EarlyStopping = Annotated[
@@ -54,6 +61,15 @@ def load(ref: str, dtype: str | None, device: str | None, threads: int | None, *
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {device!r} can't be used: {str(error).splitlines()[0]}") from error
     return load_model(ref, dtype=dtype, device=device, progress=True, **options)
+
+
+def load_draft(ref: str | None, dtype: str | None, device: str | None) -> "Model | None":
+    """The model that guesses ahead, if one was named, and a dim line that says so. Raises as `load`."""
+    if ref is None:
+        return None
+    draft = load(ref, dtype, device, None)
+    note(f"draft: {draft.source.origin if draft.source else ref}")
+    return draft
 
 
 def given(**options: Any) -> dict[str, Any]:
@@ -107,11 +123,13 @@ def _write(text: str, file: TextIO) -> None:
 
 
 def sum_up(generation: "Generation") -> str:
-    """The last line: tokens, tokens/s, GB/s, memory."""
+    """The last line: tokens, tokens/s, GB/s, guesses, memory."""
     timing = generation.timing
     parts = [f"{len(generation.tokens)} tokens"]
     if timing.tokens_per_second is not None and timing.gigabytes_per_second is not None:
         parts += [f"{timing.tokens_per_second:.1f} tokens/s", f"{timing.gigabytes_per_second:.1f} GB/s"]
+    if timing.guessed:
+        parts.append(f"{timing.accepted} of {timing.guessed} guesses right")
     if timing.peak_memory is not None:
         parts.append(f"{timing.peak_memory / 1e9:.2f} GB of memory")
     parts.append(f"prompt of {timing.prompt_tokens} in {timing.prefill_seconds:.2f} s")

@@ -33,6 +33,8 @@ def chat(
     repetition_penalty: answer.Penalty = None,
     seed: answer.Seed = None,
     stop: answer.Stop = None,
+    lookup: answer.Lookup = None,
+    draft: answer.DraftModel = None,
     dtype: answer.Dtype = None,
     device: answer.Device = None,
     threads: answer.Threads = None,
@@ -52,11 +54,13 @@ def chat(
         repetition_penalty=repetition_penalty,
         seed=seed,
         stop=stop,
+        lookup=lookup,
     )
     loaded = answer.load(model, dtype, device, threads)
+    guessing = answer.load_draft(draft, dtype, device)
     from qkv.cli.talk import Talk
 
-    talk = Talk(loaded, settings, system)
+    talk = Talk(loaded, settings, system, guessing)
     answer.announce(loaded, settings)
     if sys.stdin.isatty():
         with suppress(ImportError):  # Windows has its own

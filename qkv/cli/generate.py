@@ -31,6 +31,8 @@ def generate(
     repetition_penalty: answer.Penalty = None,
     seed: answer.Seed = None,
     stop: answer.Stop = None,
+    lookup: answer.Lookup = None,
+    draft: answer.DraftModel = None,
     beams: answer.Beams = None,
     length_penalty: answer.LengthPenalty = None,
     early_stopping: answer.EarlyStopping = None,
@@ -70,6 +72,7 @@ def generate(
         repetition_penalty=repetition_penalty,
         seed=seed,
         stop=stop,
+        lookup=lookup,
         beams=beams,
         length_penalty=length_penalty,
         early_stopping=early_stopping,
@@ -81,22 +84,24 @@ def generate(
             raise InputError("--task and --chat: choose one")
         settings["task"] = task
     loaded = answer.load(model, dtype, device, threads)
+    guessing = answer.load_draft(draft, dtype, device)
     if first_token is not None:
         settings["forced_first"] = _id(loaded, first_token)
     system_turn = [{"role": "system", "content": system}] if system is not None else []
     messages = [*system_turn, {"role": "user", "content": text}] if chat else None
+    ask: Callable[..., Any] = partial(loaded.chat, messages) if messages else partial(loaded.generate, text)
+    ask = partial(ask, draft=guessing, **settings)
     if json:
-        _json(loaded, text, messages, settings)
+        _json(loaded, ask(), settings, draft)
         return
     answer.announce(loaded, settings)
     if messages is None and sys.stdout.isatty() and sys.stderr.isatty():
         note(text, end="")
-    ask: Callable[..., Any] = partial(loaded.chat, messages) if messages else partial(loaded.generate, text)
     done: Generation | None
     if loaded.settings(**settings).beams > 1:  # its text is known only at the end
-        done = answer.found(ask(**settings), sys.stdout)
+        done = answer.found(ask(), sys.stdout)
     else:
-        done = answer.stream(ask(stream=True, **settings), sys.stdout)
+        done = answer.stream(ask(stream=True), sys.stdout)
     if done is not None:
         note(answer.sum_up(done))
 
@@ -109,11 +114,10 @@ def _id(model: "Model", token: str) -> int:
     return id
 
 
-def _json(loaded: "Model", text: str, messages: list[dict[str, str]] | None, settings: dict[str, Any]) -> None:
-    made = loaded.chat(messages, **settings) if messages else loaded.generate(text, **settings)
+def _json(loaded: "Model", made: "Generation", settings: dict[str, Any], draft: str | None) -> None:
     about = {
         "model": loaded.source.origin if loaded.source else None,
         "dtype": str(loaded.dtype).removeprefix("torch."),
     }
-    applied = {"settings": loaded.settings(**settings).describe(), "notes": list(loaded.notes)}
+    applied = {"settings": loaded.settings(**settings).describe(), "draft": draft, "notes": list(loaded.notes)}
     print_json({**made.to_dict(), **about, **applied})

@@ -7,20 +7,26 @@ from typing import Any
 from qkv.errors import InputError, TokenizerError
 from qkv.generate.generate import generate
 from qkv.generate.result import Generation, Piece
+from qkv.generate.speculate import guesser_for
 from qkv.model import Model
 from qkv.nn.cache import Cache
 
 
 class Talk:
-    """`messages`: as a chat template takes them. `generations`: one an answer that was finished.
+    """`messages`: as a chat template takes them. `generations`: one an answer that was finished. `draft`: a smaller
+    model that guesses ahead.
 
-    TokenizerError: the model has no tokenizer or template. TemplateError: the template takes no system prompt."""
+    InputError: the draft doesn't suit the model. TokenizerError: the model has no tokenizer or template. TemplateError: the template takes no system prompt."""
 
-    def __init__(self, model: Model, settings: dict[str, Any], system: str | None = None) -> None:
+    def __init__(
+        self, model: Model, settings: dict[str, Any], system: str | None = None, draft: Model | None = None
+    ) -> None:
         if model.tokenizer is None:
             raise TokenizerError("this model has no tokenizer, so it can't chat")
         self.model, self.tokenizer = model, model.tokenizer
         self.settings = model.settings(**{"beams": 1, **settings})  # a search's text is known only at its end
+        self.guesser = None if draft is None else model.drafted_by(draft)
+        guesser_for(self.settings, self.guesser)
         self.generations: list[Generation] = []
         self.start(system)
 
@@ -44,7 +50,9 @@ class Talk:
         messages = [*self.messages, {"role": "user", "content": text}]
         ids = self.tokenizer.chat(messages)
         cache = self._cache_for(ids)
-        pieces = generate(self.model, self.tokenizer, ids, self.settings, stream=True, cache=cache)
+        pieces = generate(
+            self.model, self.tokenizer, ids, self.settings, stream=True, cache=cache, guesser=self.guesser
+        )
         said, finished = "", False
         try:
             for piece in pieces:

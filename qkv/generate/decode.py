@@ -2,19 +2,23 @@
 
 Every sequence has tokens that wait to be read: its prompt, then its own last choice. A step reads some of each, as one
 ragged batch; a sequence with nothing left to read gets its next token. So long prompts are read in chunks while short
-ones already answer, and whoever is finished leaves the batch.
+ones already answer, and whoever is finished leaves the batch. Behind its first token a sequence may guess how it goes
+on (`speculate`): a step then reads the guess too, and gives the tokens up to the first that was guessed wrong.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from qkv.errors import InputError
+from qkv.generate.limits import check_ids
 from qkv.generate.request import MakeDecoder, Request, requests
 from qkv.generate.result import FinishReason
 from qkv.generate.sample import Choice, Sampler
 from qkv.generate.settings import Settings
+from qkv.generate.speculate import Guesser, Pace, guesser_for
 from qkv.generate.step import new_cache, read, share
 from qkv.generate.timing import Moment, Timing, Watch
 from qkv.nn.cache import Cache
@@ -49,15 +53,17 @@ def decode(
     *,
     decoder: MakeDecoder | None = None,
     cache: Cache | None = None,
+    guesser: Guesser | None = None,
 ) -> Iterator[Step]:
     """Continue prompts (ids), each by its own settings; a batch reads the smallest prefill_chunk of them at a time.
 
     An encoder–decoder's encoder reads the prompts, and the answers begin behind its start token. `decoder` makes, for
     what stands before an answer, what turns its tokens into text; None: no text. `cache`: one that already holds the
-    beginning of the prompt; afterwards it holds all but the last token, if there was a single prompt. All arguments are
+    beginning of the prompt; afterwards it holds all but the last token, if there was a single prompt. `guesser`: where
+    guesses come from (None: settings' lookup, if any); the tokens are the same with and without. All arguments are
     checked before the first step; the iterator can be closed at any time, and such a cache is then to be thrown away.
     InputError: a model that doesn't generate, ids outside the vocabulary, a prompt beyond the context, a cache of other
-    sequences."""
+    sequences, a guesser that doesn't suit the model or settings."""
     if cache is not None and model.spec.encoder is not None:
         raise InputError("an encoder–decoder begins each answer anew: it takes no cache")
     asked = requests(model, prompts, settings, decoder, cache.limit if cache is not None else None)
@@ -69,31 +75,61 @@ def decode(
             raise InputError(
                 f"the cache holds {there} tokens, so prompt {request.index} of {len(request.prompt)} adds nothing"
             )
-    rows = [_Row(request, there) for request, there in zip(asked, held, strict=True)]
+    rows = [
+        _Row(model, request, there, guesser_for(request.settings, guesser))
+        for request, there in zip(asked, held, strict=True)
+    ]
     return _run(model, rows, cache, min(wish.prefill_chunk for wish in settings))
 
 
 class _Row:
-    """One sequence in the batch: `ids` of prompt and answer, of which `read` are in the cache (`held` from before)."""
+    """One sequence in the batch: `ids` of prompt and answer, of which `read` are in the cache (`held` from before).
+    `guessed` tokens were guessed, and `accepted` of the answer's were right and so took no step of their own."""
 
-    def __init__(self, request: Request, held: int) -> None:
+    def __init__(self, model: Transformer, request: Request, held: int, guesser: Guesser) -> None:
         self.request, self.held, self.read = request, held, held
         self.ids = list(request.prompt)
         self.text = request.text()
         self.sampler = Sampler(request.settings, len(request.prompt), request.limit)
         self.first: Moment | None = None
+        self.source = guesser.begin(model, request, self.sampler.seed)
+        self.pace = Pace(guesser.most, self.source.cost)
+        self.vocab, self.guess = model.spec.vocab, list[int]()
+        self.guessed = self.accepted = 0
 
     @property
     def waiting(self) -> int:
         return len(self.ids) - self.read
 
     def take(self, count: int) -> list[int]:
-        """The next ids to read."""
+        """The next ids to read, and what is guessed to come behind them."""
         self.read += count
-        return self.ids[self.read - count : self.read]
+        return self.ids[self.read - count : self.read] + self.guess
 
-    def go_on(self, logits: Tensor) -> tuple[Choice, str, FinishReason | None]:
-        """Choose the next token by logits [V]: it, the text that it releases, and why the answer ends, if it does."""
+    def think(self, left: int, cache: Cache) -> None:
+        """Guess, if the answer has begun: at most `left` tokens, and only what can be taken back. InputError: one that
+        is not in the vocabulary."""
+        most = min(left, self.request.limit - self.sampler.made - 1, self.pace.next()) if self.sampler.made else 0
+        most = min(most, cache.undoable(len(self.ids))) if most > 0 else 0
+        self.guess = self.source.propose(self.ids, most)[:most] if most > 0 else []
+        check_ids("a guess", self.guess, self.vocab)
+
+    def go_on(self, logits: Tensor) -> list[tuple[Choice, str, FinishReason | None]]:
+        """Choose tokens by logits [1 + number guessed, V], up to the first that is not what was guessed: each, the text
+        that it releases, and why the answer ends, if it does."""
+        made = []
+        for scores, told in zip(logits, [*self.guess, None], strict=True):
+            choice, text, reason = self._choose(scores)
+            made.append((choice, text, reason))
+            if reason is not None or choice.token != told:
+                break
+        if self.guess:
+            self.pace.learn(len(self.guess), len(made) - 1)
+        self.guessed, self.accepted = self.guessed + len(self.guess), self.accepted + len(made) - 1
+        self.read, self.guess = len(self.ids) - 1, []
+        return made
+
+    def _choose(self, logits: Tensor) -> tuple[Choice, str, FinishReason | None]:
         choice = self.sampler.choose(logits, self.ids)
         self.ids.append(choice.token)
         full = self.sampler.made == self.request.limit
@@ -113,24 +149,43 @@ def _run(model: Transformer, rows: list[_Row], cache: Cache | None, chunk: int) 
         length = max(len(row.ids) + row.request.limit for row in rows)
         sources = [row.request.source for row in rows]
         cache = new_cache(model, sources, length if length <= RESERVED else None, chunk)
+    cache.reserve(max(row.pace.most for row in rows))
     while rows:
         counts = share([row.waiting for row in rows], chunk)
-        wanted = [int(row.waiting == n) for row, n in zip(rows, counts, strict=True)]
+        ready = [row.waiting == n for row, n in zip(rows, counts, strict=True)]
+        _think([row for row, one in zip(rows, ready, strict=True) if one], chunk - sum(counts), cache)
+        wanted = [one + len(row.guess) for row, one in zip(rows, ready, strict=True)]
         logits = read(model, [row.take(n) for row, n in zip(rows, counts, strict=True)], cache, wanted)
         watch.read(cache.lengths, [len(row.request.source) for row in rows])
         steps = []
-        for place, row in enumerate(row for row, one in zip(rows, wanted, strict=True) if one):
-            choice, text, reason = row.go_on(logits[place])
-            end = None
-            if row.first is None or reason is not None:
-                now = watch.now()
-                row.first = row.first or now
-                end = _end(watch, row, now, reason) if reason is not None else None
-            steps.append(Step(row.request.index, choice, text, end))
+        for row, mine in zip(rows, torch.split(logits, wanted), strict=True):
+            steps += _steps(watch, row, row.go_on(mine)) if len(mine) else []
+        kept = [row.read for row in rows]
+        if kept != cache.lengths:
+            cache.truncate(kept)
         rows = _leave(rows, {step.index for step in steps if step.end is not None}, cache)
         watch.stop()
         yield from steps
         watch.start()
+
+
+def _think(rows: list[_Row], left: int, cache: Cache) -> None:
+    """The guesses of the rows that get a token, of as many tokens together as the step may still read."""
+    for place, row in enumerate(rows):
+        row.think(left // (len(rows) - place), cache)
+        left -= len(row.guess)
+
+
+def _steps(watch: Watch, row: _Row, made: list[tuple[Choice, str, FinishReason | None]]) -> list[Step]:
+    steps, now, reason = (
+        [Step(row.request.index, choice, text, None) for choice, text, _ in made],
+        watch.now(),
+        made[-1][2],
+    )
+    row.first = row.first or now
+    if reason is not None:
+        steps[-1].end = _end(watch, row, now, reason)
+    return steps
 
 
 def _leave(rows: list[_Row], finished: set[int], cache: Cache) -> list[_Row]:
@@ -145,4 +200,6 @@ def _leave(rows: list[_Row], finished: set[int], cache: Cache) -> list[_Row]:
 
 def _end(watch: Watch, row: _Row, now: Moment, reason: FinishReason) -> End:
     prompt = len(row.request.source) or len(row.request.prompt) - row.held
-    return End(reason, watch.timing(row.first or now, now, prompt, row.sampler.made - 1), row.sampler.seed)
+    steps = row.sampler.made - 1 - row.accepted
+    timing = watch.timing(row.first or now, now, prompt, steps, row.guessed, row.accepted)
+    return End(reason, timing, row.sampler.seed)

@@ -12,7 +12,7 @@ SHAPING = (
     *("repetition_penalty", "no_repeat_ngram", "bad_words", "min_tokens", "min_length"),
     *("forced_first", "forced_last", "suppress", "suppress_first"),
 )
-REST = ("stop", "stop_tokens", "ignore_eos", "seed", "allow_long")
+REST = ("stop", "stop_tokens", "ignore_eos", "seed", "lookup", "allow_long")
 
 
 def describe(settings: "Settings") -> str:

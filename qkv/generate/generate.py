@@ -13,6 +13,7 @@ from qkv.generate.decode import End, Step, decode
 from qkv.generate.result import Generation, Piece
 from qkv.generate.sample import Choice
 from qkv.generate.settings import Settings
+from qkv.generate.speculate import Guesser
 from qkv.generate.stop import Decoder
 from qkv.nn.cache import Cache
 from qkv.nn.stack import Transformer
@@ -37,6 +38,7 @@ def generate(
     *,
     stream: Literal[False] = False,
     cache: Cache | None = None,
+    guesser: Guesser | None = None,
 ) -> Generation | list[Generation]: ...
 @overload
 def generate(
@@ -47,6 +49,7 @@ def generate(
     *,
     stream: bool,
     cache: Cache | None = None,
+    guesser: Guesser | None = None,
 ) -> Any: ...
 def generate(
     model: Transformer,
@@ -56,13 +59,15 @@ def generate(
     *,
     stream: bool = False,
     cache: Cache | None = None,
+    guesser: Guesser | None = None,
 ) -> Any:
     """Continue one prompt (text, ids, or a tensor [length]) or several (a list of these, or a tensor [batch, length]).
 
     One prompt gives a Generation, several a list of them in order; with `stream` an iterator of Pieces, those of
-    several prompts interleaved. Without a tokenizer prompts must be ids, and texts are empty. `cache`: as in `decode`.
-    InputError, before anything is computed: no prompt, an empty one, ids outside the vocabulary, a prompt beyond the
-    context, a text without a tokenizer, settings that this model can't take, beams with `stream` or `cache`."""
+    several prompts interleaved. Without a tokenizer prompts must be ids, and texts are empty. `cache` and `guesser`: as
+    in `decode`. InputError, before anything is computed: no prompt, an empty one, ids outside the vocabulary, a prompt
+    beyond the context, a text without a tokenizer, settings that this model can't take, beams with `stream`, `cache` or
+    `guesser`."""
     one = _is_one(prompts)
     each: list[Any] = [prompts] if one else list(prompts)
     if not each:
@@ -71,10 +76,10 @@ def generate(
     # A decoder must know the prompt: some tokenizers write no space before the first token of a text.
     decoder = None if tokenizer is None else lambda before: tokenizer.stream(context=before)
     if settings.beams > 1:
-        _check_search(settings, stream, cache)
+        _check_search(settings, stream, cache, guesser)
         found = beam_search(model, ids, [settings] * len(ids), decoder=decoder)
         return found[0] if one else found
-    steps = decode(model, ids, [settings] * len(ids), decoder=decoder, cache=cache)
+    steps = decode(model, ids, [settings] * len(ids), decoder=decoder, cache=cache, guesser=guesser)
     pieces = _pieces(steps, [_Answer(i, prompt) for i, prompt in enumerate(ids)], tokenizer is not None)
     if stream:
         return pieces
@@ -82,12 +87,14 @@ def generate(
     return answers[0] if one else [answers[i] for i in range(len(ids))]
 
 
-def _check_search(settings: Settings, stream: bool, cache: Cache | None) -> None:
+def _check_search(settings: Settings, stream: bool, cache: Cache | None, guesser: Guesser | None) -> None:
     said = f"a search of {settings.beams} beams ({settings.source('beams')})"
     if stream:
         raise InputError(f"{said} knows its text only at the end, so it can't stream: give beams=1, or don't stream")
     if cache is not None:
         raise InputError(f"{said} takes no cache: give beams=1, or the whole prompt and no cache")
+    if guesser is not None:
+        raise InputError(f"{said} guesses nothing: give beams=1, or no draft")
 
 
 def _is_one(prompts: Any) -> bool:

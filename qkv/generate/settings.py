@@ -19,6 +19,7 @@ from qkv.generate.generation_config import FILE, read_generation_config
 
 MOST_STOPS, LONGEST_STOP, MOST_STOP_TOKENS = 64, 1024, 1024  # each is looked for after every token
 MOST_BEAMS = 1024
+MOST_GUESSES = 1024  # at once
 MOST_IDS = 2**16  # that a list may forbid
 SAMPLING = ("top_k", "top_p", "min_p")
 SEARCHING = ("length_penalty", "early_stopping")
@@ -46,9 +47,11 @@ class Settings:
     ignore_eos: read on past stop_tokens, to fill a length or to measure speed.
     logprobs: True: log-probabilities of the chosen tokens; n ≥ 1: and of the n likeliest at each place. They are
         those of the model, before penalty, temperature and truncation.
+    lookup: prompt lookup: guess what comes from what came before, up to this many tokens a step (True: 8), and have the
+        model confirm it. The answer is the same, sooner where it repeats its prompt (`speculate`). False: no guesses.
     allow_long: go beyond the context that the model was trained on, where its positions can.
     prefill_chunk: tokens that one step reads, of all prompts together; it bounds memory, the answer is the same. An
-        encoder reads so many at once, and at least one whole prompt.
+        encoder reads so many at once, and at least one whole prompt. Guesses are read in what room a step has left.
     beams: above 1 a beam search of that width (temperature must be 0).
     length_penalty: a found text's score is its summed log-probability / (its number of tokens)^length_penalty.
     early_stopping: when a search ends that has found `beams` texts. True: at once; False: when the best one still open
@@ -76,6 +79,7 @@ class Settings:
     stop_tokens: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: bool | int = False
+    lookup: bool | int = False
     allow_long: bool = False
     prefill_chunk: int = 512
     beams: int = 1
@@ -125,6 +129,8 @@ class Settings:
             check.flag(name, getattr(self, name))
         if not isinstance(self.logprobs, bool):
             check.whole("logprobs", self.logprobs, 1, check.LARGEST_ID, "False, True or ")
+        if not isinstance(self.lookup, bool):
+            check.whole("lookup", self.lookup, 1, MOST_GUESSES, "False, True or ")
 
     def _check_lists(self) -> None:
         if len(self.stop) > MOST_STOPS:
@@ -149,6 +155,10 @@ class Settings:
         check.whole("n_best", self.n_best, 1, MOST_BEAMS)
         if self.n_best > self.beams:
             raise InputError(f"n_best must be at most beams, which is {self.beams}, got {self.n_best}")
+        if self.beams > 1 and self.lookup:
+            raise InputError(
+                f"a search of {self.beams} beams ({self.source('beams')}) guesses nothing: give beams=1, or no lookup"
+            )
         if self.beams > 1 and self.temperature != 0:
             raise InputError(
                 f"a search of {self.beams} beams ({self.source('beams')}) and drawing at temperature"

@@ -22,7 +22,9 @@ class Timing:
 
     prefill_seconds: until its prompt was read. first_token_seconds: until its first token was chosen.
     decode_seconds: from then to its last token, `decode_steps` steps, which may have read other prompts too.
-    bytes_read: weights, keys and values read in these steps, the other sequences' of the batch included.
+    bytes_read: weights, keys and values read in these steps, the other sequences' of the batch included, a draft's not.
+    guessed: tokens that were guessed and read too; accepted: how many of the answer's were guessed and so took no step
+    of their own (1 + decode_steps + accepted is its length).
     prompt_tokens: those that were read here (not what a given cache held). peak_memory: the process's, in bytes, or
     the GPU's where the model is on one; None where the system doesn't tell."""
 
@@ -33,6 +35,13 @@ class Timing:
     decode_seconds: float
     bytes_read: int
     peak_memory: int | None
+    guessed: int = 0
+    accepted: int = 0
+
+    @property
+    def decode_tokens(self) -> int:
+        """This answer's tokens after the first."""
+        return self.decode_steps + self.accepted
 
     @property
     def prompt_tokens_per_second(self) -> float:
@@ -41,12 +50,12 @@ class Timing:
     @property
     def tokens_per_second(self) -> float | None:
         """None for an answer of one token, which was read off the prompt."""
-        return self.decode_steps / self.decode_seconds if self.decode_steps else None
+        return self.decode_tokens / self.decode_seconds if self.decode_steps else None
 
     @property
     def bytes_per_token(self) -> float | None:
         """Read for each of this answer's tokens after the first."""
-        return self.bytes_read / self.decode_steps if self.decode_steps else None
+        return self.bytes_read / self.decode_tokens if self.decode_steps else None
 
     @property
     def gigabytes_per_second(self) -> float | None:
@@ -92,7 +101,9 @@ class Watch:
         """The step ends."""
         self.spent += perf_counter() - self.started
 
-    def timing(self, first: Moment, last: Moment, prompt_tokens: int, decode_steps: int) -> Timing:
+    def timing(
+        self, first: Moment, last: Moment, prompt_tokens: int, decode_steps: int, guessed: int = 0, accepted: int = 0
+    ) -> Timing:
         """Of an answer between its first token and its last."""
         return Timing(
             prompt_tokens=prompt_tokens,
@@ -102,6 +113,8 @@ class Watch:
             decode_seconds=last.seconds - first.seconds,
             bytes_read=last.read - first.read,
             peak_memory=peak_memory(self.device),
+            guessed=guessed,
+            accepted=accepted,
         )
 
 

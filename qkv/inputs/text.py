@@ -105,6 +105,10 @@ class Tokenizer:
             raise InputError(f"no token has the id {id}; ids are 0 to {self.vocab_size - 1}")
         return token
 
+    def same_ids(self, other: "Tokenizer") -> bool:
+        """Has each id the same token in both?"""
+        return bool(self._raw.get_vocab() == other._raw.get_vocab())
+
     def check_rows(self, rows: int) -> None:
         """Raise TokenizerError where an id has no row in an embedding of `rows`. Rows without an id are padding."""
         if self.vocab_size > rows:

@@ -9,11 +9,12 @@ from qkv import spec
 from qkv.errors import ConfigError
 from qkv.nn.attend import Seen, attend
 from qkv.nn.batch import Batch
-from qkv.nn.cache import Contiguous, Fixed, Ring, Storage
+from qkv.nn.cache import Contiguous, Fixed, Storage
 from qkv.nn.linear import Linear
 from qkv.nn.mask import Full, Mask
 from qkv.nn.parts import build, implements
 from qkv.nn.position import Relative
+from qkv.nn.ring import Ring
 
 
 @implements(spec.Attention)

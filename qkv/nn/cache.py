@@ -25,6 +25,19 @@ class Kept(ABC):
     def select(self, rows: Sequence[int]) -> None:
         """Keep these sequences, in this order (one may be asked for twice)."""
 
+    @abstractmethod
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """Go back to so many tokens of each sequence. InputError, before anything changes: what is to be seen again
+        is gone."""
+
+    def undoable(self, length: int) -> int:
+        """How many tokens may be read behind so many of a sequence so that `truncate` can take them back."""
+        return UNLIMITED
+
+    @abstractmethod
+    def reserve(self, tokens: int) -> None:
+        """Before the first step: hold enough that this many tokens are always undoable. Later: nothing changes."""
+
     @property
     @abstractmethod
     def nbytes(self) -> int:
@@ -39,6 +52,7 @@ class Storage(Kept):
         """Take k and v [T, G, D] of the new tokens; give all that their queries may see."""
 
 
+UNLIMITED = 2**62  # tokens, or slots
 MOST_RUNS = 64  # beyond, one large attention with padding is faster than many small ones
 
 
@@ -68,17 +82,23 @@ class Stream(Storage):
     def select(self, rows: Sequence[int]) -> None:
         """Nothing is held."""
 
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """Nothing is held."""
+
+    def reserve(self, tokens: int) -> None:
+        """Nothing is held."""
+
     @property
     def nbytes(self) -> int:
         return 0
 
 
-class _Held(Storage):
+class Held(Storage):
     """Keys and values in tensors [B, G, slots, D], made at the first step.
 
     `at_once`: the slots to make there and then; None: doubled whenever they are full, up to `most`."""
 
-    def __init__(self, at_once: int | None, most: int = 2**62) -> None:
+    def __init__(self, at_once: int | None, most: int = UNLIMITED) -> None:
         self.at_once, self.most = at_once, most
         self.k: Tensor | None = None
         self.v: Tensor | None = None
@@ -111,7 +131,7 @@ class _Held(Storage):
         return self.k, self.v
 
 
-class Contiguous(_Held):
+class Contiguous(Held):
     """Every key, position j in slot j. Room for `length` tokens a sequence; None: it grows."""
 
     def __init__(self, length: int | None = None) -> None:
@@ -137,69 +157,11 @@ class Contiguous(_Held):
         used = (slice(None), slice(None), slice(end))
         return Keys(K[used], V[used], lambda: batch.once("contiguous", positions), "contiguous", batch.aligned)
 
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """A slot behind a sequence's end is never seen: that was so before anything was there."""
 
-class Ring(_Held):
-    """The last `size` keys, position p in slot p mod size: all that a window of that size can ever see.
-
-    `at_once`: take all its memory at the first step, not as it fills."""
-
-    def __init__(self, size: int, at_once: bool = False) -> None:
-        super().__init__(at_once=size if at_once else None, most=size)
-        self.size = size
-        self.ends: list[int] = []  # as written; ahead of the cache's lengths after a step that was cut off
-
-    def select(self, rows: Sequence[int]) -> None:
-        super().select(rows)
-        self.ends = [self.ends[r] for r in rows]
-
-    def extend(self, k: Tensor, v: Tensor, batch: Batch) -> Keys:
-        if any(0 < start < end - 1 for start, end in zip(batch.starts, self.ends, strict=False)):
-            raise InputError(
-                "the last step with this cache was cut off after its keys had pushed out older ones: start a new cache"
-            )
-        K, V = self.room(k, batch)
-        if max(batch.lengths) == 1:
-            self._write(K, V, k, v, batch)
-            return self._seen(K, V, batch.ends, batch)
-
-        # A chunk's first queries still see keys that its last ones push out: look at old and new side by side.
-        old, new = self._seen(K, V, batch.starts, batch), side_by_side(k, v, batch)
-        seen = torch.cat((old.k, new.k), 2), torch.cat((old.v, new.v), 2)
-        self._write(K, V, k, v, batch)
-        rows = len(batch.lengths)
-
-        def positions() -> Tensor:
-            return torch.cat((old.positions().expand(rows, -1), new.positions().expand(rows, -1)), 1)
-
-        layout = ("ring", self.size)
-        return Keys(*seen, lambda: batch.once(("ring", self.size, "and new"), positions), layout, old.in_order)
-
-    def _seen(self, K: Tensor, V: Tensor, ends: Sequence[int], batch: Batch) -> Keys:
-        """The slots in use once `ends` tokens are there."""
-        used = (slice(None), slice(None), slice(min(max(ends), self.size)))
-
-        def positions() -> Tensor:
-            """The largest p < end with p mod size = slot; −1 where there is none."""
-            slots = torch.arange(used[2].stop, device=K.device)
-            last = torch.tensor(list(ends), device=K.device)[:, None] - 1
-            return (last - (last - slots) % self.size).clamp(min=-1)
-
-        layout = ("ring", self.size)
-        in_order = batch.aligned and ends[0] <= self.size
-        return Keys(K[used], V[used], lambda: batch.once(layout, positions), layout, in_order)
-
-    def _write(self, K: Tensor, V: Tensor, k: Tensor, v: Tensor, batch: Batch) -> None:
-        """The last `size` new tokens of each sequence into their slots."""
-        self.ends = batch.ends
-        rows, slots, keep = batch.once(("ring slots", self.size), lambda: self._slots(batch))
-        K[rows, :, slots] = k[keep]
-        V[rows, :, slots] = v[keep]
-
-    def _slots(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Sequence and slot of each new token that is kept, and where in the stream it is."""
-        ends = torch.tensor(batch.ends, device=batch.device)
-        keep = torch.nonzero(batch.positions >= ends[batch.rows] - self.size)[:, 0]
-        return batch.rows[keep], batch.positions[keep] % self.size, keep
+    def reserve(self, tokens: int) -> None:
+        """All are undoable."""
 
 
 @dataclass(frozen=True)
@@ -241,6 +203,12 @@ class Fixed(Kept):
         longest = max(self.lengths)
         self.k, self.v = self.k[:, :, :longest], self.v[:, :, :longest]
 
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """It doesn't grow with the sequences."""
+
+    def reserve(self, tokens: int) -> None:
+        """It doesn't grow with the sequences."""
+
     @property
     def nbytes(self) -> int:
         return self.k.nbytes + self.v.nbytes
@@ -255,6 +223,15 @@ class Both(Kept):
     def select(self, rows: Sequence[int]) -> None:
         self.own.select(rows)
         self.fixed.select(rows)
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        self.own.truncate(lengths)
+
+    def undoable(self, length: int) -> int:
+        return self.own.undoable(length)
+
+    def reserve(self, tokens: int) -> None:
+        self.own.reserve(tokens)
 
     @property
     def nbytes(self) -> int:
@@ -292,6 +269,28 @@ class Cache:
         for storage in self.layers:
             storage.select(rows)
         self.lengths = [self.lengths[r] for r in rows]
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """Go back to so many tokens of each sequence, as if the rest had never been read. InputError, and nothing has
+        changed: other sequences, more tokens than there are, or a window's older keys are gone (see `undoable`)."""
+        if len(lengths) != len(self.lengths) or not all(
+            0 <= n <= m for n, m in zip(lengths, self.lengths, strict=True)
+        ):
+            raise InputError(f"this cache holds {self.lengths} tokens; it can't go back to {list(lengths)}")
+        for storage in self.layers:
+            storage.truncate(lengths)
+        self.lengths = list(lengths)
+
+    def undoable(self, length: int) -> int:
+        """How many tokens may be read behind the first `length` of a sequence so that all can be taken back."""
+        return min(storage.undoable(length) for storage in self.layers)
+
+    def reserve(self, tokens: int) -> None:
+        """Before the first step: make sure that this many tokens are always undoable, which costs a window's cache as
+        many more slots. A cache that holds something stays as it is."""
+        if not self.lengths:
+            for storage in self.layers:
+                storage.reserve(tokens)
 
     @property
     def nbytes(self) -> int:

@@ -17,6 +17,7 @@ from qkv import spec
 from qkv.cli.app import run
 from qkv.families.family import find
 from qkv.inputs.train import train_tokenizer
+from qkv.kernels.native import native
 from qkv.load.weights import expand
 from qkv.nn.stack import Transformer
 from tests.inputs.samples import CHATML, CORPUS, sentencepiece
@@ -49,6 +50,7 @@ Command = Callable[..., Ran]
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
     """Run `qkv ARGS` with this standard input, in an empty folder and with caches of its own."""
+    native()  # from the user's own cache: in an empty one it would be compiled again
     monkeypatch.setenv("QKV_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "100")
     (tmp_path / "here").mkdir()

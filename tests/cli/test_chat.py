@@ -134,3 +134,14 @@ def test_wrong_input_is_named(command: Command, folder: Path) -> None:
     raw = io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8")
     ran = command("chat", "-m", folder, stdin=raw)
     assert (ran.code, ran.err.splitlines()[-1]) == (1, "error: standard input is not UTF-8 (byte 0)")
+
+
+def test_guesses_change_no_answer(command: Command, folder: Path) -> None:
+    args, lines = ("chat", "-m", folder, "--max-tokens", 20, "--json"), "one two one two one\nthree three three\n"
+    plain = command(*args, stdin=lines).json
+    for options in (("--lookup", 4), ("--draft", folder)):
+        found = command(*args, *options, stdin=lines).json
+        assert found["messages"] == plain["messages"]
+        assert sum(made["timing"]["guessed"] for made in found["generations"]) > 0
+    ran = command(*args, "--lookup", 4, "--draft", folder, stdin=lines)
+    assert (ran.code, ran.json["error"]["type"]) == (1, "InputError")

@@ -154,3 +154,35 @@ def test_text_to_text(command: Command, tmp_path: Path) -> None:
     ran = command("generate", "w5", "-m", saved, "--task", "turn", "--n-best", 2)
     assert ran.code == 0
     assert ran.out.count("\n") == 2  # a line each
+
+
+def test_guesses_change_no_text_and_are_counted(command: Command, folder: Path) -> None:
+    args = ("generate", "one two three " * 4, "-m", folder, "--max-tokens", 40)
+    plain = command(*args)
+    for options in (("--lookup", 4), ("--draft", folder)):
+        ran = command(*args, *options)
+        assert (ran.code, ran.out) == (0, plain.out)
+        found = command(*args, *options, "--json").json
+        assert found["tokens"] == command(*args, "--json").json["tokens"]
+        timing = found["timing"]
+        assert timing["guessed"] > 0
+        assert len(found["tokens"]) == 1 + timing["decode_steps"] + timing["accepted"]
+        assert f" · {timing['accepted']} of {timing['guessed']} guesses right · " in ran.err
+    assert "lookup 4 (given)" in command(*args, "--lookup", 4).err
+    assert f"draft: {folder}" in ran.err
+    assert found["draft"] == str(folder)
+    assert "guesses" not in plain.err
+
+
+def test_guesses_that_cannot_be_are_refused(command: Command, folder: Path, gguf_file: Path) -> None:
+    for options, said in (
+        (("--draft", gguf_file), "the draft's tokenizer gives other ids than the model's"),
+        (("--draft", "./nowhere"), "./nowhere: no such file"),
+        (("--draft", folder, "--lookup", 4), "lookup (given) and a draft both guess what comes: choose one"),
+        (("--draft", folder, "--beams", 2), "a search of 2 beams (given) guesses nothing: give beams=1, or no draft"),
+        (("--lookup", 4, "--beams", 2), "a search of 2 beams (given) guesses nothing: give beams=1, or no lookup"),
+    ):
+        ran = command("generate", PROMPT, "-m", folder, *options)
+        assert (ran.code, ran.out) == (1, "")
+        assert said in ran.err
+    assert command("generate", PROMPT, "-m", folder, "--lookup", 0).code == 2

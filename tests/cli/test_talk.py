@@ -102,3 +102,13 @@ def test_what_cannot_chat_says_so_at_once(folder: Path) -> None:
     model.tokenizer = None
     with pytest.raises(TokenizerError, match="no tokenizer"):
         Talk(model, {})
+
+
+def test_guesses_change_no_answer(talk: Talk, folder: Path) -> None:
+    plain = ["".join(talk.ask(turn)) for turn in TURNS]
+    drafted = Talk(talk.model, {"max_tokens": 6, "repetition_penalty": 1.3}, draft=qkv.load(folder))
+    assert ["".join(drafted.ask(turn)) for turn in TURNS] == plain
+    looked = Talk(talk.model, {"max_tokens": 6, "repetition_penalty": 1.3, "lookup": 3})
+    assert ["".join(looked.ask(turn)) for turn in TURNS] == plain
+    with pytest.raises(InputError, match="choose one"):
+        Talk(talk.model, {"lookup": True}, draft=talk.model)

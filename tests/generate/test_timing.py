@@ -1,6 +1,7 @@
 """Bytes and seconds: counted by hand on a tiny model."""
 
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -76,9 +77,14 @@ def test_rates() -> None:
         "tokens_per_second": 10.0,
         "bytes_per_token": 5e8,
         "gigabytes_per_second": 5.0,
+        "guessed": 0,
+        "accepted": 0,
     }
     one = Timing(100, 0.5, 0.6, 0, 0.0, 0, None)
     assert (one.tokens_per_second, one.bytes_per_token, one.gigabytes_per_second) == (None, None, None)
+    guessed = replace(timing, guessed=40, accepted=30)
+    assert guessed.decode_tokens == 50
+    assert (guessed.tokens_per_second, guessed.bytes_per_token, guessed.gigabytes_per_second) == (25.0, 2e8, 5.0)
 
 
 def test_peak_memory_is_in_bytes() -> None:

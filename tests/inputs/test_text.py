@@ -188,6 +188,11 @@ def test_ids_without_a_token(tokenizers: dict[str, Tokenizer]) -> None:
             tokenizer.decode([0, id])
 
 
+def test_two_that_give_the_same_ids(tokenizers: dict[str, Tokenizer]) -> None:
+    for name, one in tokenizers.items():
+        assert [other for other, two in tokenizers.items() if one.same_ids(two)] == [name]
+
+
 def test_check_rows(tokenizers: dict[str, Tokenizer]) -> None:
     tokenizer = tokenizers["bpe"]
     tokenizer.check_rows(400)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from qkv import spec
 from qkv.errors import ConfigError, InputError
-from qkv.nn.batch import Batch
-from qkv.nn.cache import Cache, Contiguous, Ring, Storage, Stream
+from qkv.nn.cache import Cache, Contiguous, Storage, Stream
+from qkv.nn.ring import Ring
 from qkv.nn.stack import Transformer
 from tests.tiny import VOCAB, tiny
 
@@ -157,16 +157,6 @@ def test_storages() -> None:
         kinds(spec.Full(), None)
 
 
-def test_a_ring_shows_the_last_positions_only() -> None:
-    ring, seen = Ring(3), []
-    for t in range(5):
-        k = torch.full((1, 1, 2), float(t))
-        keys = ring.extend(k, k, Batch([1], [t], torch.device("cpu")))
-        assert keys.k[0, 0, :, 0].tolist() == keys.v[0, 0, :, 1].tolist() == keys.positions()[0].tolist()
-        seen.append((keys.positions()[0].tolist(), keys.in_order))
-    assert seen == [([0], True), ([0, 1], True), ([0, 1, 2], True), ([3, 1, 2], False), ([3, 4, 2], False)]
-
-
 @mixers
 def test_an_error_in_between_changes_nothing(name: str) -> None:
     model = tiny(*MIXERS[name], embed=spec.Embed(position=spec.Learned(9)))
@@ -220,6 +210,56 @@ def test_a_step_that_was_cut_off_is_read_again_or_refused(name: str) -> None:
             model([text[7:8]], cache=cache)
     else:
         torch.testing.assert_close(model([text[7:]], cache=cache)[0], expected[7:], **CLOSE)
+
+
+# --- going back -----------------------------------------------------------------------------------------------------
+
+
+@mixers
+@pytest.mark.parametrize("reserved", [0, 4])
+def test_what_was_taken_back_is_never_seen(name: str, reserved: int) -> None:
+    """Pieces are read, partly taken back, rows chosen anew: each logit is that of the text without what was taken."""
+    model = tiny(*MIXERS[name])
+
+    @settings(max_examples=15)
+    @given(st.data())
+    def any_history(data: st.DataObject) -> None:
+        cache = model.new_cache(data.draw(st.sampled_from([None, 60])))
+        cache.reserve(reserved)
+        texts: list[list[int]] = [[] for _ in range(data.draw(st.integers(1, 3)))]
+        for _ in range(data.draw(st.integers(2, 5))):
+            pieces = [data.draw(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=6)) for _ in texts]
+            seen = model(pieces, cache=cache)
+            texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
+            for logits, text, piece in zip(seen, texts, pieces, strict=True):
+                torch.testing.assert_close(logits, whole(model, [text])[0][-len(piece) :], **CLOSE)
+            before = [len(text) - len(piece) for text, piece in zip(texts, pieces, strict=True)]
+            whole_piece = [len(piece) <= cache.undoable(n) for piece, n in zip(pieces, before, strict=True)]
+            most = [len(piece) if all_of_it else 1 for piece, all_of_it in zip(pieces, whole_piece, strict=True)]
+            back = [data.draw(st.integers(0, n)) for n in most]
+            texts = [text[: len(text) - n] for text, n in zip(texts, back, strict=True)]
+            cache.truncate([len(text) for text in texts])
+            if data.draw(st.booleans()):
+                rows = data.draw(st.lists(st.integers(0, len(texts) - 1), min_size=1, max_size=3))
+                cache.select(rows)
+                texts = [texts[row] for row in rows]
+            assert cache.lengths == [len(text) for text in texts]
+
+    any_history()
+
+
+def test_truncate_refuses_what_is_not_there() -> None:
+    model = tiny()
+    cache = model.new_cache()
+    model([[1, 2], [3]], cache=cache)
+    for lengths in ([1], [3, 1], [2, -1], [1, 1, 1]):
+        with pytest.raises(InputError, match=r"holds \[2, 1\] tokens; it can't go back to"):
+            cache.truncate(lengths)
+    assert cache.lengths == [2, 1]
+    cache.truncate([0, 0])
+    torch.testing.assert_close(model([[5, 6], [7]], cache=cache), whole(model, [[5, 6], [7]]), **CLOSE)
+    cache.truncate([0, 1])
+    torch.testing.assert_close(model([[1, 2], [4]], cache=cache)[1], whole(model, [[7, 4]])[0][1:], **CLOSE)
 
 
 @mixers
@@ -329,3 +369,16 @@ def test_a_memory_is_for_as_many_sequences() -> None:
 def test_a_decoder_beside_an_encoder_needs_its_states() -> None:
     with pytest.raises(InputError, match="give `memory`, which `encode` makes"):
         seq2seq().new_cache()
+
+
+def test_beside_a_memory_the_decoders_own_tokens_can_be_taken_back() -> None:
+    model = seq2seq()
+    with torch.no_grad():
+        cache = model.new_cache(memory=model.encode([[1, 2, 3], [4]]))
+        cache.reserve(3)
+        assert cache.undoable(5) > 1000
+        model([[1, 2, 3], [4, 5]], cache=cache)
+        cache.truncate([1, 2])
+        found = model([[6], [7, 8]], cache=cache)
+        expected = model([[1, 2, 3], [4]], [[1, 6], [4, 5, 7, 8]])
+    torch.testing.assert_close(found, [expected[0][1:], expected[1][2:]], **CLOSE)
