@@ -16,10 +16,12 @@ import typer
 from qkv.cli.chat import chat
 from qkv.cli.console import fail, note
 from qkv.cli.diff import diff
+from qkv.cli.doctor import doctor
 from qkv.cli.embed import embed
 from qkv.cli.generate import generate
 from qkv.cli.predict import predict
 from qkv.cli.pull import pull
+from qkv.cli.quantize import quantize
 from qkv.cli.show import show
 from qkv.cli.tokenize import tokenize
 from qkv.cli.verify import verify
@@ -35,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (generate, chat, embed, predict, show, diff, pull, tokenize, verify):
+for verb in (generate, chat, embed, predict, show, diff, pull, quantize, tokenize, verify, doctor):
     app.command()(verb)
 
 

@@ -3,6 +3,8 @@
 import json
 import os
 import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -45,6 +47,15 @@ def _painted(text: str, style: str) -> str:
     """The text in an ANSI style where standard error is a terminal with colours (https://no-color.org)."""
     plain = not sys.stderr.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     return text if plain else f"\x1b[{style}m{text}\x1b[0m"
+
+
+@contextmanager
+def progress(doing: str) -> Iterator[Callable[[Sequence[str]], Iterable[str]]]:
+    """Gives names one by one, under a bar on standard error where that is a terminal."""
+    from rich.progress import Progress
+
+    with Progress(console=err(), disable=not err().is_terminal, transient=True) as bar:
+        yield lambda names: bar.track(names, description=doing)
 
 
 def print_json(value: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 published config.json travels with qkv (`qkv/families/known/`), so that they can be compared without a download."""
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from qkv.spec import Model
 from qkv.strict_json import read_json
 
 if TYPE_CHECKING:
-    from qkv.load.gguf import GgufFile
+    from qkv.load.describe import Described
 
 FOLDER = Path(__file__).parent.parent / "families" / "known"
 SHORT = {  # what a family's best-known model goes by
@@ -28,15 +29,23 @@ LONGEST = 1 << 20  # characters of a spec in TOML
 
 
 @dataclass(frozen=True)
+class Stored:
+    """How packed weights are stored: the `format` in words, and the bytes of each kind (none: they aren't here)."""
+
+    format: str
+    kinds: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class Sketch:
-    """A model's spec and where it is from. `title`: the family's, or nothing; `gguf`: the file, if it is one."""
+    """A model's spec and where it is from. `title`: the family's, or nothing; `stored`: how packed weights are."""
 
     ref: str
     spec: Model
     title: str
     origin: str
     notes: tuple[str, ...] = ()
-    gguf: "GgufFile | None" = None
+    stored: Stored | None = None
 
 
 def sketch(ref: str) -> Sketch:
@@ -56,7 +65,13 @@ def sketch(ref: str) -> Sketch:
     except NotFound as error:
         raise NotFound(f"{error}{_nearest(ref)}") from error
     model, _ = with_new_head(found, None, None)  # as it is loaded: a sentence-transformers folder pools its states
-    return Sketch(ref, model, found.family.title, found.source.origin, found.notes, found.gguf)
+    return Sketch(ref, model, found.family.title, found.source.origin, found.notes, _stored(found))
+
+
+def _stored(found: "Described") -> Stored | None:
+    if not found.packed:
+        return None
+    return Stored("GGUF" if found.scheme is None else found.scheme.words, found.stored())
 
 
 def names() -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from qkv.errors import InputError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from qkv.cli.known import Sketch
+    from qkv.cli.known import Sketch, Stored
 
 
 def show(
@@ -68,6 +68,7 @@ def _costs(found: "Sketch", batch: int, context: int, dtype: str) -> dict[str, A
         "cache_bytes": memory.cache,
         "memory_bytes": memory.total,
         "flops_per_token": count.flops_per_token(spec, context),
+        "stored_bytes": dict(found.stored.kinds) if found.stored is not None else {},
         "notes": list(found.notes),
     }
 
@@ -84,8 +85,8 @@ def _print(found: "Sketch", costs: dict[str, Any]) -> None:
     table = _grid()
     for aspect, words in lines(found.spec):
         table.add_row(aspect, Text(words))
-    if found.gguf is not None:
-        table.add_row("stored as", _stored(found))
+    if found.stored is not None:
+        table.add_row("stored as", _words(found.stored))
     console.print(table)
     console.print()
     console.print(_parameters(costs))
@@ -134,10 +135,6 @@ def _bill(costs: dict[str, Any]) -> "Table":
     return table
 
 
-def _stored(found: "Sketch") -> str:
-    assert found.gguf is not None
-    sizes: dict[str, int] = {}
-    for tensor in found.gguf.tensors.values():
-        sizes[tensor.type] = sizes.get(tensor.type, 0) + tensor.nbytes
-    kinds = ", ".join(f"{kind} {binary(size)}" for kind, size in sorted(sizes.items(), key=lambda item: -item[1]))
-    return f"GGUF: {kinds}"
+def _words(stored: "Stored") -> str:
+    kinds = ", ".join(f"{kind} {binary(size)}" for kind, size in stored.kinds.items())
+    return f"{stored.format}: {kinds}" if kinds else stored.format

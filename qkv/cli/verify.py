@@ -1,12 +1,10 @@
 """`qkv verify MODEL`: is this checkpoint sound? Every tensor is read once, then the model is loaded and tried."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qkv.cli.console import JsonOption, err, out, print_json
+from qkv.cli.console import JsonOption, out, print_json, progress
 
 if TYPE_CHECKING:
     from qkv.cli.health import Health
@@ -24,23 +22,14 @@ def verify(
     from qkv.cli.health import admit, examine
 
     patient = admit(model)
-    with _progress(patient.names) as names:
-        health = examine(patient, names)
+    with progress("reading tensors") as over:
+        health = examine(patient, over(patient.names))
     if json:
         print_json(health.to_dict())
     else:
         _print(health)
     if health.problems:
         raise typer.Exit(1)
-
-
-@contextmanager
-def _progress(names: list[str]) -> Iterator[Iterator[str]]:
-    """The names one by one, under a bar on standard error where that is a terminal."""
-    from rich.progress import Progress
-
-    with Progress(console=err(), disable=not err().is_terminal, transient=True) as bar:
-        yield iter(bar.track(names, description="reading tensors"))
 
 
 def _print(health: "Health") -> None:

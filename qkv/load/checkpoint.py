@@ -6,10 +6,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from qkv.kernels.blocks import BLOCKS
+from qkv.kernels.dequantize import dequantize
 from qkv.load.describe import Described
 from qkv.load.ggml import ROPE_FACTORS
 from qkv.load.gguf import GgufFile
-from qkv.load.safetensors import Header, read_header, read_shards
+from qkv.load.safetensors import Header, read_weights
+from qkv.load.scheme import Scheme, packed_kinds
 
 
 class Checkpoint(Protocol):
@@ -25,6 +28,9 @@ class Checkpoint(Protocol):
 
     def packed(self, name: str) -> tuple[Tensor, str] | None:
         """One matrix as it is stored, where it is to stay packed: uint8 [rows, bytes of a row] and ggml's type."""
+
+    def by_output(self, name: str) -> bool:
+        """Whether a tensor's rows are outputs even where its family's checkpoints hold such matrices turned."""
 
 
 class Renamed:
@@ -43,23 +49,57 @@ class Renamed:
     def packed(self, name: str) -> tuple[Tensor, str] | None:
         return self.checkpoint.packed(self.names[name])
 
+    def by_output(self, name: str) -> bool:
+        return name in self.names and self.checkpoint.by_output(self.names[name])
+
 
 class FolderCheckpoint:
-    """One safetensors file or all shards of a folder. `kinds`: what each tensor is stored as."""
+    """One safetensors file or all shards of a folder. `scheme`: how its matrices are packed; those are dequantized to
+    `dtype` as they are read. `keep`: the types of blocks that `packed` gives as they are. `kinds`: what each tensor is
+    stored as, the type of its blocks or its dtype.
 
-    def __init__(self, where: str, headers: Iterable[Header]) -> None:
-        self.where = where
+    WeightError: what is stored is not what the scheme says."""
+
+    def __init__(
+        self,
+        where: str,
+        headers: Iterable[Header],
+        scheme: Scheme | None = None,
+        dtype: torch.dtype = torch.float32,
+        keep: Collection[str] = (),
+    ) -> None:
+        self.where, self.dtype, self.keep = where, dtype, keep
         self.home = {name: header for header in headers for name in header.tensors}
-        self.kinds = {name: header.tensors[name].dtype for name, header in self.home.items()}
+        stored = {name: header.tensors[name] for name, header in self.home.items()}
+        self.blocks = packed_kinds(where, stored, scheme)
+        self.kinds = {name: self.blocks.get(name, tensor.dtype) for name, tensor in stored.items()}
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {name: header.tensors[name].shape for name, header in self.home.items()}
+        return {name: self._shape(name) for name in self.home}
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        shape = self.home[name].tensors[name].shape
+        if name not in self.blocks:
+            return shape
+        block = BLOCKS[self.blocks[name]]
+        return shape[0], shape[1] // block.nbytes * block.weights
 
     def read(self, name: str) -> Tensor:
-        return self.home[name].read(name)
+        stored = self.home[name].read(name)
+        if name not in self.blocks:
+            return stored
+        return dequantize(stored.view(-1), self.blocks[name], self._shape(name), self.dtype)
 
-    def packed(self, name: str) -> None:
-        return None
+    def packed(self, name: str) -> tuple[Tensor, str] | None:
+        """A matrix as uint8 [outputs, bytes of a row] and its type; None: it is plain, or of another type."""
+        kind = self.blocks.get(name)
+        if kind is None or kind not in self.keep:
+            return None
+        stored = self.home[name].read(name)
+        return (stored.clone() if stored.data_ptr() % 2 else stored), kind  # the kernels read 16-bit scales
+
+    def by_output(self, name: str) -> bool:
+        return name in self.blocks
 
 
 class GgufCheckpoint:
@@ -83,15 +123,14 @@ class GgufCheckpoint:
             return None
         return self.file.raw(name).view(tensor.shape[0], -1), tensor.type
 
+    def by_output(self, name: str) -> bool:
+        return False  # a family's table for GGUF says how each lies
 
-def open_checkpoint(
-    described: Described, dtype: torch.dtype | None = None, keep: Collection[str] = ()
-) -> FolderCheckpoint | GgufCheckpoint:
-    """A described model's tensors. `dtype`: what a GGUF file's are dequantized to (None: float32); `keep`: the types of
-    it that stay packed."""
+
+def open_checkpoint(described: Described, dtype: torch.dtype | None = None) -> FolderCheckpoint | GgufCheckpoint:
+    """A described model's tensors. `dtype`: what packed ones are dequantized to (None: float32)."""
+    dtype = dtype or torch.float32
     if described.gguf is not None:
-        return GgufCheckpoint(described.gguf, dtype or torch.float32, keep)
-    files = described.folder
-    assert files is not None
-    headers = read_shards(files.index) if files.index else map(read_header, files.weights)
-    return FolderCheckpoint(str(files.root), headers)
+        return GgufCheckpoint(described.gguf, dtype)
+    assert described.folder is not None
+    return FolderCheckpoint(str(described.folder.root), read_weights(described.folder), described.scheme, dtype)

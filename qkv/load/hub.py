@@ -19,9 +19,9 @@ from huggingface_hub import constants
 
 from qkv.errors import CorruptFile, NotFound, QkvError
 from qkv.load.folder import CONFIG_FILES, TOKENIZER_FILES, check_member, choose_weights, sentence_names, shard_names
-from qkv.load.package import cache_root
 from qkv.load.progress import watching, without_hub_bars
 from qkv.load.verify import Expected, Marks, problems, set_aside
+from qkv.paths import cache_root
 from qkv.write import write_text
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -23,6 +23,7 @@ from pathlib import Path
 from qkv.errors import CorruptFile, NotFound, QkvError
 from qkv.load.progress import watching
 from qkv.load.wheel import unpack
+from qkv.paths import cache_root
 from qkv.strict_json import read_json
 from qkv.write import write_json
 
@@ -48,19 +49,6 @@ class Package:
         """Where its model files are kept."""
         normal = re.sub(r"[-_.]+", "-", self.name).lower()  # PEP 503
         return packages_root() / f"{normal}-{self.version}"
-
-
-def cache_root() -> Path:
-    """qkv's own cache: $QKV_CACHE, else $XDG_CACHE_HOME/qkv, else the platform's usual place."""
-    if own := os.environ.get("QKV_CACHE"):
-        return Path(own).expanduser()
-    if xdg := os.environ.get("XDG_CACHE_HOME"):
-        return Path(xdg).expanduser() / "qkv"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "qkv"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "qkv" / "cache"
-    return Path.home() / ".cache" / "qkv"
 
 
 def packages_root() -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from qkv.errors import CorruptFile, NotFound, WeightError
-from qkv.load.folder import INDEX, MAX_INDEX, SINGLE, inside, shard_names
+from qkv.load.folder import INDEX, MAX_INDEX, SINGLE, FolderFiles, inside, shard_names
 from qkv.load.mapped import Identity, identify, map_bytes, open_regular
 from qkv.strict_json import parse_json, read_json
 from qkv.write import renamed_when_whole, write_json
@@ -115,6 +115,11 @@ def read_shards(index: Path) -> tuple[Header, ...]:
     if problems:
         raise CorruptFile("\n  ".join([f"{index}: {len(problems)} problem(s) with its shards:", *problems]))
     return tuple(headers)
+
+
+def read_weights(files: FolderFiles) -> tuple[Header, ...]:
+    """The headers of a folder's weights, one file or all shards. Raises as `read_header` and `read_shards`."""
+    return read_shards(files.index) if files.index else tuple(map(read_header, files.weights))
 
 
 def save_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] = FORMAT) -> None:

@@ -54,8 +54,10 @@ def _to_row(x: Tensor, attention: spec.Attention, head_dim: int) -> Tensor:
     return x.unsqueeze(0)
 
 
+TURN = "transpose"  # of a matrix that a family stores as [inputs, outputs]
+
 TRANSFORMS: dict[str, tuple[Transform, Transform]] = {
-    "transpose": (_transpose, _transpose),
+    TURN: (_transpose, _transpose),
     "by_group": (_by_group, _to_by_group),
     "ggml_rotary": (_from_ggml_rotary, _to_ggml_rotary),
     "minus_one": (_minus_one, _plus_one),

@@ -1,10 +1,10 @@
 """Filling a model from a checkpoint, and the way back, by one weight table. Strict: nothing is left over on either
 side, or WeightError with what is missing, unexpected or misshapen, before any weight is read."""
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +14,8 @@ from qkv import spec
 from qkv.errors import WeightError
 from qkv.families.family import Architecture, Family, Row
 from qkv.load.checkpoint import Checkpoint, Renamed
-from qkv.load.transforms import BY_ROW, give, take
+from qkv.load.difference import difference
+from qkv.load.transforms import BY_ROW, TURN, give, take
 from qkv.nn.packed import Packed, named_weights, plain
 from qkv.nn.parts import build
 from qkv.nn.stack import Transformer
@@ -64,6 +65,7 @@ def fill(
     checkpoint, notes = _with_names_of_today(checkpoint, family)
     shapes, rows = dict(checkpoint.shapes()), list(rows)
     table, said = _without_prefix(expand(rows, model), shapes, family, architecture)
+    table = [_upright(row) if checkpoint.by_output(row.theirs) else row for row in table]
     drawn = [row for row in table if new_head and _of_head(row) and shapes.get(row.theirs) != _shape(row, model)]
     table = [row for row in table if row not in drawn]
     architecture = architecture or family.architectures[0]
@@ -104,18 +106,46 @@ def _take(
     return stored.dtype
 
 
+def _upright(row: Row) -> Row:
+    """The row of a matrix whose rows are outputs, as ours are, where the family's own checkpoints hold it turned."""
+    return replace(row, via=tuple(name for name in row.via if name != TURN))
+
+
 def export(model: Transformer, family: Family) -> dict[str, Tensor]:
-    """Every parameter under the names of the family's checkpoints (what is shared is stored once)."""
+    """Every parameter, plain, under the names of the family's checkpoints (what is shared is stored once)."""
+    return {
+        row.theirs: give([plain(part) for part in parts], row.via, *_attention(model.spec))
+        for row, parts in _stored(model, family)
+    }
+
+
+def export_packed(model: Transformer, family: Family) -> dict[str, tuple[Tensor, str | None]]:
+    """`export` with what is packed left so: uint8 [outputs, bytes of a row] (in every family) and ggml's type, or a
+    plain tensor and None. WeightError: one tensor of the checkpoint holds several of the model's, not all of which are
+    packed, and alike."""
+    return {row.theirs: _as_held(row, parts, model.spec) for row, parts in _stored(model, family)}
+
+
+def _stored(model: Transformer, family: Family) -> Iterator[tuple[Row, list[Tensor | Packed]]]:
+    """The rows of the model's checkpoint, and what of the model each holds."""
     weights = named_weights(model)
-    attention, head_dim = _attention(model.spec)
     architecture = family.architecture(family.config(model.spec))
     prefix = family.prefix if architecture.bare else ""
-    return {
-        row.theirs.removeprefix(prefix): give(
-            [plain(weights[target]) for target in row.targets], row.via, attention, head_dim
+    for row in expand(family.table(architecture), model):
+        yield replace(row, theirs=row.theirs.removeprefix(prefix)), [weights[target] for target in row.targets]
+
+
+def _as_held(row: Row, parts: list[Tensor | Packed], model: spec.Model) -> tuple[Tensor, str | None]:
+    held = [part for part in parts if isinstance(part, Packed)]
+    if not held:
+        return give([plain(part) for part in parts], row.via, *_attention(model)), None
+    via = _upright(row).via
+    if len(held) < len(parts) or len({part.kind for part in held}) > 1 or not BY_ROW.issuperset(via):
+        raise WeightError(
+            f"{row.theirs} holds {' and '.join(row.targets)}, which must all be packed alike or all be plain:"
+            " quantize them together, or save with dequantize=True"
         )
-        for row in expand(family.table(architecture), model)
-    }
+    return give([part.blocks for part in held], via, *_attention(model)), held[0].kind
 
 
 def _with_names_of_today(checkpoint: Checkpoint, family: Family) -> tuple[Checkpoint, list[str]]:
@@ -199,7 +229,7 @@ def _check_names_and_shapes(
     missing = sorted(wanted.keys() - shapes.keys())
     misshapen = [(n, shapes[n], shape) for n, shape in wanted.items() if shapes.get(n, shape) != shape]
     if missing or extra or misshapen:
-        raise WeightError(_difference(where, missing, extra, misshapen, shapes, family))
+        raise WeightError(difference(where, missing, extra, misshapen, shapes, family))
 
 
 def _shape(row: Row, model: Transformer) -> tuple[int, ...]:
@@ -251,39 +281,3 @@ def _nothing_left_on_meta(model: nn.Module) -> None:
 
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _difference(
-    where: str,
-    missing: list[str],
-    extra: list[str],
-    misshapen: list[tuple[str, tuple[int, ...], tuple[int, ...]]],
-    shapes: Mapping[str, Any],
-    family: Family,
-) -> str:
-    lines = [f"{where} doesn't fit a {family.name} model of its config:"]
-    for title, names in (("missing", missing), ("unexpected", extra)):
-        if names:
-            lines.append(f"  {title} ({len(names)}): {', '.join(names[:8])}{', …' if len(names) > 8 else ''}")
-    for name, is_, should in misshapen[:8]:
-        turned = " (transposed?)" if is_ == should[::-1] and len(is_) == 2 else ""
-        lines.append(f"  misshapen: {name} is {list(is_)}, should be {list(should)}{turned}")
-    if len(misshapen) > 8:
-        lines.append(f"  … and {len(misshapen) - 8} more misshapen")
-    for name in missing[:3]:
-        close = difflib.get_close_matches(name, extra, n=1, cutoff=0.8)
-        if close:
-            lines.append(f"  {close[0]} may be {name} under another name")
-    if any(family.copies.get(name) in shapes for name in missing):
-        lines.append("  the config says the head is not tied; if it shares the embedding, set tie_word_embeddings true")
-    if extra and not missing and not misshapen:
-        lines.append("  all that the model needs is there; the rest belongs to another head, or an adapter")
-    lines += _way_out(missing, family)
-    return "\n".join(lines)
-
-
-def _way_out(missing: list[str], family: Family) -> Iterator[str]:
-    """The way out where it is the head that is missing."""
-    heads = {row.theirs for architecture in family.architectures for row in architecture.rows}
-    if missing and heads >= set(missing):
-        yield "  the checkpoint lacks this head: ask for a new one, to be trained, by new_head"

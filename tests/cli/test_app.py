@@ -12,7 +12,7 @@ import qkv
 from qkv.cli.app import app
 from tests.cli.conftest import Command
 
-VERBS = ("generate", "chat", "embed", "predict", "show", "diff", "pull", "tokenize", "verify")
+VERBS = ("generate", "chat", "embed", "predict", "show", "diff", "pull", "quantize", "tokenize", "verify", "doctor")
 LLAMA_70B = Path(__file__).parent.parent / "data" / "llama-2-70b" / "config.json"
 
 

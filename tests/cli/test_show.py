@@ -59,6 +59,20 @@ def test_a_gguf_file_says_how_it_is_stored(command: Command, gguf_file: Path) ->
     assert "stored as   GGUF: F32 66.38 KiB, Q8_0 12.75 KiB" in ran.out
 
 
+def test_a_quantized_folder_says_how_it_is_stored(command: Command, folder: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    assert command("quantize", folder, "--out", small).code == 0
+    kept = (small / "model.safetensors").stat().st_size
+    ran = command("show", small)
+    assert "stored as   int4 in groups of 32: Q4_1 19.06 KiB, F32 640 bytes" in ran.out
+    stored = command("show", small, "--json").json["stored_bytes"]
+    assert list(stored) == ["Q4_1", "F32"]
+    assert kept - 4096 < sum(stored.values()) < kept
+    assert command("show", folder, "--json").json["stored_bytes"] == {}
+    (small / "model.safetensors").unlink()
+    assert "stored as   int4 in groups of 32\n" in "\n".join(map(str.rstrip, command("show", small).out.split("\n")))
+
+
 WRONG = [
     (["gtp2"], 1, "near it, `show` and `diff` know gpt2"),
     (["./nothing"], 1, "./nothing: no such file or folder"),

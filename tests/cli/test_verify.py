@@ -53,6 +53,20 @@ def test_a_sound_gguf_file(command: Command, gguf_file: Path) -> None:
     assert found["checks"][0] == "20 tensors (14 F32, 6 Q8_0), every number finite"
 
 
+def test_a_quantized_folder_and_its_broken_scales(command: Command, folder: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    assert command("quantize", folder, "--out", small).code == 0
+    found = command("verify", small, "--json").json
+    assert (found["healthy"], found["tensors"]) == (True, {"Q4_1": 15, "F32": 5})
+    assert "15 Q4_1 matrices stay packed" in found["notes"][0]
+    tensors = load_file(small / "model.safetensors")
+    tensors[UP][3, :2] = torch.tensor([float("nan")]).half().view(torch.uint8)
+    save_file(tensors, small / "model.safetensors", metadata={"format": "pt"})
+    ran = command("verify", small, "--json")
+    assert ran.code == 1
+    assert ran.json["problems"][0] == f"{UP} holds 32 NaN and 0 infinities among 2,048 numbers"
+
+
 def problems(command: Command, path: Path) -> list[str]:
     ran = command("verify", path, "--json")
     assert ran.code == 1

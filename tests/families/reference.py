@@ -62,6 +62,9 @@ class Tensors:
     def packed(self, name: str) -> None:
         return None
 
+    def by_output(self, name: str) -> bool:
+        return False
+
 
 @dataclass(frozen=True)
 class Case:

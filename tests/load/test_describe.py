@@ -12,6 +12,7 @@ import pytest
 from qkv.errors import ConfigError, CorruptFile, NotFound
 from qkv.families.llama import FAMILY
 from qkv.load.describe import describe
+from qkv.load.scheme import Scheme
 
 
 @pytest.fixture
@@ -19,6 +20,22 @@ def folder(tmp_path: Path) -> Path:
     config = {**FAMILY.tiny, "model_type": "llama", "eos_token_id": [2, 5], "bos_token_id": 1}
     (tmp_path / "config.json").write_text(json.dumps(config))
     return tmp_path
+
+
+def test_the_scheme_is_read_apart_from_the_config(folder: Path) -> None:
+    said = {"quant_method": "qkv", "scheme": "int8", "bits": 8, "group_size": 32, "exceptions": {}}
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": said}))
+    for ref in (folder, folder / "config.json"):
+        described = describe(ref)
+        assert described.scheme == Scheme("int8")
+        assert described.packed
+        assert "quantization_config" not in described.config
+        assert described.stored() == {}  # there are no weights here
+    said["quant_method"] = "gptq"
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": said}))
+    with pytest.raises(ConfigError, match=r"quantization_config is of the method 'gptq'"):
+        describe(folder)
 
 
 def test_a_config_alone_is_enough(folder: Path) -> None:

@@ -14,11 +14,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import qkv
+from qkv.adapt.quantize import quantize
 from qkv.errors import ConfigError, CorruptFile, InputError, NotFound, UnsafeFile, WeightError
 from qkv.families.family import find
 from qkv.families.llama import FAMILY
 from qkv.inputs.text import Tokenizer
 from qkv.inputs.train import train_tokenizer
+from qkv.nn.packed import Packed
 from tests.load.hostile import confined
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
@@ -140,6 +142,78 @@ def test_tasks_must_be_a_table(tiny: Path) -> None:
     edit_config(tiny, task_specific_params=["translate"])
     with pytest.raises(ConfigError, match=r"'task_specific_params' must be an object, got \['translate'\]"):
         qkv.load(tiny)
+
+
+# --- packed weights -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def packed(tiny: Path, tmp_path: Path) -> Path:
+    """That model in 4 bits."""
+    model = qkv.load(tiny)
+    quantize(model, "int4")
+    return qkv.save(model, tmp_path / "packed")
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "config.json").read_text()))
+
+
+def test_shards_of_packed_weights(packed: Path, tmp_path: Path) -> None:
+    model = qkv.load(packed)
+    shards = qkv.save(model, tmp_path / "shards", max_shard_bytes=8_000)
+    assert len(list(shards.glob("model-*.safetensors"))) > 1
+    torch.testing.assert_close(logits(shards), logits(packed), atol=0, rtol=0)
+    assert config_of(shards)["quantization_config"] == config_of(packed)["quantization_config"]
+
+
+def test_where_nothing_multiplies_packed_weights_they_are_held_plainly(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qkv.load.model.native", lambda: None)
+    model = qkv.load(packed)
+    assert any("held as float32" in note for note in model.notes)
+    for ours, theirs in zip(model.parameters(), qkv.load(packed, dtype="float32").parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_packed_weights_need_their_scheme_and_the_scheme_packed_weights(packed: Path, tiny: Path) -> None:
+    config = config_of(packed)
+    scheme = config.pop("quantization_config")
+    (packed / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightError, match=r"hold bytes, as packed weights do, and config\.json has no quantization_c"):
+        qkv.load(packed)
+    edit_config(tiny, quantization_config={**scheme, "exceptions": {}})
+    with pytest.raises(WeightError, match=r"is stored as F32; by the config's quantization_config it is int4"):
+        qkv.load(tiny)
+
+
+def test_packed_weights_that_do_not_fit_are_refused(packed: Path) -> None:
+    edit(packed, lambda t: t.update({Q: t[Q][:, :19]}))
+    with pytest.raises(
+        WeightError, match=r"q_proj\.weight has the shape \[32, 19\]; int4 needs rows of 20-byte blocks"
+    ):
+        qkv.load(packed)
+    edit(packed, lambda t: t.update({Q: torch.zeros(31, 20, dtype=torch.uint8)}))
+    with pytest.raises(WeightError, match=r"q_proj\.weight is \[31, 32\], should be \[32, 32\]"):
+        qkv.load(packed)
+    edit(packed, lambda t: t.update({Q: torch.zeros(32, 40, dtype=torch.uint8)}))
+    with pytest.raises(WeightError, match=r"q_proj\.weight is \[32, 64\], should be \[32, 32\]"):
+        qkv.load(packed)
+    edit_config(packed, quantization_config={**config_of(packed)["quantization_config"], "scheme": "int8", "bits": 8})
+    with pytest.raises(WeightError, match="int8 needs rows of 34-byte blocks"):
+        qkv.load(packed)
+
+
+def test_a_block_that_no_folder_keeps_is_not_saved_without_a_word(tiny: Path, tmp_path: Path) -> None:
+    model = qkv.load(tiny)
+    weight = Packed(torch.zeros(97, 18, dtype=torch.uint8), "Q4_0")
+    del model.decoder.embed.tokens.weight
+    model.decoder.embed.tokens.weight = weight
+    with pytest.raises(InputError, match=r"holds Q4_0 blocks, .*dequantize=True"):
+        qkv.save(model, tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+    assert qkv.load(qkv.save(model, tmp_path / "m", dequantize=True)).table.abs().sum() == 0
 
 
 # --- L1–L3: pickles -------------------------------------------------------------------------------------------------

