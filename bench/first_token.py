@@ -8,12 +8,12 @@ under 0.3 s. The first token is the first byte on standard output.
 
 import argparse
 import json
-import subprocess
 import sys
-import time
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
+from bench.cold import run_cold
 from bench.machine import describe, quiet, spread
 from qkv.load.reference import resolve
 
@@ -23,19 +23,6 @@ COMMANDS = {
     "first token": [*QKV, "generate", "The capital of France is", "--max-tokens", "8"],
     "help": [*QKV, "--help"],
 }
-
-
-def first_byte(command: list[str]) -> float:
-    """Seconds until the command's first byte on standard output."""
-    start = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        assert process.stdout is not None
-        first = process.stdout.read(1)
-        took = time.perf_counter() - start
-        process.stdout.read()
-    if process.returncode or not first:
-        raise SystemExit(f"{' '.join(command)} failed with {process.returncode}")
-    return took
 
 
 def main() -> None:
@@ -48,10 +35,14 @@ def main() -> None:
     times: dict[str, list[float]] = defaultdict(list)
     for round_ in range(args.rounds + 1):
         for name, command in COMMANDS.items():
-            took = first_byte(command)
+            took = run_cold(command).first
             if round_:
                 times[name].append(took)
-    result = {"machine": describe(0), "load": load, "seconds": {name: spread(t) for name, t in times.items()}}
+    result: dict[str, Any] = {
+        "machine": describe(0),
+        "load": load,
+        "seconds": {name: spread(t) for name, t in times.items()},
+    }
     more = [a - b for a, b in zip(times["first token"], times["import torch"], strict=True)]
     result["first token beyond import torch"] = spread(more)
     for name, t in {**result["seconds"], "beyond import torch": spread(more)}.items():
