@@ -26,7 +26,7 @@ from torch import Tensor
 
 from bench.machine import describe, pin
 from bench.requantize import TYPES, matrices, requantize
-from qkv.generate.step import new_cache, read
+from qkv.generate.step import Reader, new_cache
 from qkv.load.gguf import read_gguf
 from qkv.load.reference import resolve
 from qkv.model import Model, load
@@ -50,10 +50,11 @@ def windows(ids: list[int], length: int, count: int | None) -> list[list[int]]:
 
 def surprise(model: Model, window: list[int], rows: int) -> Tensor:
     """−log p of each token after the first [length − 1], read `rows` at a time."""
-    cache, targets, out = new_cache(model, [[]], len(window), rows), torch.tensor(window[1:]), []
+    read, cache = Reader(model), new_cache(model, [[]], len(window), rows)
+    targets, out = torch.tensor(window[1:]), []
     for start in range(0, len(window) - 1, rows):
         chunk = window[start : min(start + rows, len(window) - 1)]
-        logits = read(model, [chunk], cache, [len(chunk)]).float()
+        logits = read([chunk], cache, [len(chunk)]).float()
         wanted = targets[start : start + len(chunk)]
         out.append(logits.logsumexp(-1) - logits.gather(1, wanted[:, None])[:, 0])
     return torch.cat(out)

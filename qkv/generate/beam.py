@@ -18,7 +18,7 @@ from qkv.generate.request import MakeDecoder, Request, requests
 from qkv.generate.result import Beam, FinishReason, Generation
 from qkv.generate.sample import Choice, log_probabilities, nothing_to_choose
 from qkv.generate.settings import Settings
-from qkv.generate.step import new_cache, read, share
+from qkv.generate.step import Reader, new_cache, share
 from qkv.generate.stop import Text
 from qkv.generate.timing import Moment, Watch
 from qkv.nn.cache import Cache
@@ -190,7 +190,8 @@ class _Search:
 
 def _run(model: Transformer, searches: list[_Search], chunk: int) -> Iterator[tuple[int, Generation]]:
     """The searches' results as they end, by their prompt's index."""
-    watch = Watch(model)
+    read = Reader(model)
+    watch = Watch(model, read.how)
     watch.start()
     # It grows as it fills, because each reordering copies all of it.
     cache = new_cache(model, [search.request.source for search in searches], None, chunk)
@@ -198,7 +199,7 @@ def _run(model: Transformer, searches: list[_Search], chunk: int) -> Iterator[tu
         rows = [search for search in searches for _ in search.waiting]
         counts = iter(share([len(ids) for search in searches for ids in search.waiting], chunk))
         ids = [taken for search in searches for taken in search.take([next(counts) for _ in search.waiting])]
-        logits = read(model, ids, cache, [int(search.ready) for search in rows])
+        logits = read(ids, cache, [int(search.ready) for search in rows])
         watch.read(cache.lengths, [len(search.request.source) for search in rows])
         kept, at = list[int](), 0
         for search in searches:

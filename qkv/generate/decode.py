@@ -19,7 +19,7 @@ from qkv.generate.result import FinishReason
 from qkv.generate.sample import Choice, Sampler
 from qkv.generate.settings import Settings
 from qkv.generate.speculate import Guesser, Pace, guesser_for
-from qkv.generate.step import new_cache, read, share
+from qkv.generate.step import Reader, new_cache, share
 from qkv.generate.timing import Moment, Timing, Watch
 from qkv.nn.cache import Cache
 from qkv.nn.stack import Transformer
@@ -143,7 +143,8 @@ class _Row:
 
 
 def _run(model: Transformer, rows: list[_Row], cache: Cache | None, chunk: int) -> Iterator[Step]:
-    watch = Watch(model)
+    read = Reader(model)
+    watch = Watch(model, read.how)
     watch.start()
     if cache is None:
         length = max(len(row.ids) + row.request.limit for row in rows)
@@ -155,7 +156,7 @@ def _run(model: Transformer, rows: list[_Row], cache: Cache | None, chunk: int) 
         ready = [row.waiting == n for row, n in zip(rows, counts, strict=True)]
         _think([row for row, one in zip(rows, ready, strict=True) if one], chunk - sum(counts), cache)
         wanted = [one + len(row.guess) for row, one in zip(rows, ready, strict=True)]
-        logits = read(model, [row.take(n) for row, n in zip(rows, counts, strict=True)], cache, wanted)
+        logits = read([row.take(n) for row, n in zip(rows, counts, strict=True)], cache, wanted)
         watch.read(cache.lengths, [len(row.request.source) for row in rows])
         steps = []
         for row, mine in zip(rows, torch.split(logits, wanted), strict=True):

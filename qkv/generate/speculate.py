@@ -23,7 +23,7 @@ from qkv.generate.limits import check_generates, totals
 from qkv.generate.request import Request
 from qkv.generate.sample import Sampler
 from qkv.generate.settings import Settings
-from qkv.generate.step import new_cache, read
+from qkv.generate.step import Reader, new_cache
 from qkv.generate.timing import Traffic
 from qkv.nn.cache import Cache
 from qkv.nn.stack import Transformer
@@ -180,6 +180,7 @@ class _Drafting:
         self.settings = replace(request.settings, seed=seed, logprobs=False)
         self.sampler = Sampler(self.settings, len(request.prompt), request.limit)
         self.room = min((n for n, _ in totals(model.spec, self.settings)), default=None)
+        self.read = Reader(model)
         self.cache: Cache | None = None
         self.held: list[int] = []
 
@@ -208,7 +209,7 @@ class _Drafting:
         """Read what is not held yet → logits [V] behind the text."""
         while len(self.held) < len(text):
             chunk = text[len(self.held) : len(self.held) + self.settings.prefill_chunk]
-            logits = read(self.model, [chunk], cache, [1])
+            logits = self.read([chunk], cache, [1])
             self.held += chunk
         return logits[0]
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from qkv.nn.batch import Batch
 from qkv.nn.cache import Cache, Memory
+from qkv.nn.lower import NativeStep, NotServed
 from qkv.nn.modes import evaluating
 from qkv.nn.stack import Transformer
 
@@ -25,22 +26,40 @@ def share(waiting: Sequence[int], chunk: int) -> list[int]:
     return counts
 
 
-@torch.no_grad()
-def read(model: Transformer, chunks: list[list[int]], cache: Cache, wanted: Sequence[int]) -> Tensor:
-    """Feed each sequence its chunk → logits [sum of wanted, V], sequence by sequence, after each of its last
-    `wanted[i]` tokens (0: none of this one).
+class Reader:
+    """A model's steps: by the native library where it can do all of them, else by torch. `how`: which, and why.
 
-    Not inference_mode: what is in the cache can be used outside."""
-    lengths, device = [len(chunk) for chunk in chunks], model.device
-    batch = Batch(lengths, cache.starts(lengths), device)
-    stream = torch.tensor([i for chunk in chunks for i in chunk], device=device)
-    with evaluating(model):
-        states = model.states(stream, batch, cache)
-        if sum(wanted) < len(states):
-            ends = accumulate(lengths)
-            places = [end - back for end, n in zip(ends, wanted, strict=True) for back in range(n, 0, -1)]
-            states = states[torch.tensor(places, dtype=torch.long, device=device)]
-        return model.logits(states)
+    It is made for one run: the native step holds the weights as they are when it is made."""
+
+    def __init__(self, model: Transformer) -> None:
+        self.model = model
+        try:
+            self.native: NativeStep | None = NativeStep(model)
+            self.how = f"native ({self.native.library.level})"
+        except NotServed as why:
+            self.native, self.how = None, f"torch ({why})"
+
+    @torch.no_grad()
+    def __call__(self, chunks: Sequence[Sequence[int]], cache: Cache, wanted: Sequence[int]) -> Tensor:
+        """Feed each sequence its chunk → logits [sum of wanted, V], sequence by sequence, after each of its last
+        `wanted[i]` tokens (0: none of this one).
+
+        Not inference_mode: what is in the cache can be used outside."""
+        lengths = [len(chunk) for chunk in chunks]
+        batch = Batch(lengths, cache.starts(lengths), self.model.device)
+        ids = [i for chunk in chunks for i in chunk]
+        ends = accumulate(lengths)
+        places = [end - back for end, n in zip(ends, wanted, strict=True) for back in range(n, 0, -1)]
+        logits = self.native(ids, batch, cache, places) if self.native is not None else None
+        return logits if logits is not None else self._by_torch(ids, batch, cache, places)
+
+    def _by_torch(self, ids: list[int], batch: Batch, cache: Cache, places: list[int]) -> Tensor:
+        model, device = self.model, self.model.device
+        with evaluating(model):
+            states = model.states(torch.tensor(ids, device=device), batch, cache)
+            if len(places) < len(states):
+                states = states[torch.tensor(places, dtype=torch.long, device=device)]
+            return model.logits(states)
 
 
 @torch.no_grad()

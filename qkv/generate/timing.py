@@ -26,7 +26,8 @@ class Timing:
     guessed: tokens that were guessed and read too; accepted: how many of the answer's were guessed and so took no step
     of their own (1 + decode_steps + accepted is its length).
     prompt_tokens: those that were read here (not what a given cache held). peak_memory: the process's, in bytes, or
-    the GPU's where the model is on one; None where the system doesn't tell."""
+    the GPU's where the model is on one; None where the system doesn't tell. step: what computed the steps, native code
+    or torch, and why."""
 
     prompt_tokens: int
     prefill_seconds: float
@@ -37,6 +38,7 @@ class Timing:
     peak_memory: int | None
     guessed: int = 0
     accepted: int = 0
+    step: str = ""
 
     @property
     def decode_tokens(self) -> int:
@@ -62,7 +64,7 @@ class Timing:
         """Bandwidth (10⁹ bytes) that decoding achieved."""
         return self.bytes_read / self.decode_seconds / 1e9 if self.decode_steps else None
 
-    def to_dict(self) -> dict[str, float | int | None]:
+    def to_dict(self) -> dict[str, float | int | str | None]:
         """All of the above, by name."""
         rates = ("prompt_tokens_per_second", "tokens_per_second", "bytes_per_token", "gigabytes_per_second")
         return {**dataclasses.asdict(self), **{name: getattr(self, name) for name in rates}}
@@ -80,8 +82,8 @@ class Moment:
 class Watch:
     """Measures the steps of one batch. What a consumer does between them doesn't count."""
 
-    def __init__(self, model: Transformer) -> None:
-        self.device, self.traffic = model.device, Traffic(model)
+    def __init__(self, model: Transformer, step: str = "") -> None:
+        self.device, self.traffic, self.how = model.device, Traffic(model), step
         self.spent, self.prefilled, self.bytes = 0.0, 0.0, 0
 
     def start(self) -> None:
@@ -115,6 +117,7 @@ class Watch:
             peak_memory=peak_memory(self.device),
             guessed=guessed,
             accepted=accepted,
+            step=self.how,
         )
 
 

@@ -1,30 +1,23 @@
-"""The native library of `packed.c`: found, or compiled once, and called. Without it the torch path runs, and `reason`
-says why.
-
-`pip install` builds it with the platform's compiler where there is one. A source checkout compiles it at the first use,
-into the user's cache, under the hash of source and compiler flags.
-"""
+"""The native library: found, or compiled once (`build.py`), and called. Without it the torch path runs, and `reason`
+says why."""
 
 import ctypes
-import hashlib
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-TYPES = {"Q4_0": 2, "Q4_1": 3, "Q8_0": 8, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14}  # as in packed.c
-LEVELS = ("portable", "avx2", "avx512")
+from qkv.kernels import build
+from qkv.kernels.blocks import BLOCKS
+from qkv.paths import cache_root
 
-_SOURCE = Path(__file__).with_name("packed.c")
-_FLAGS = ("-O2", "-std=c11", "-shared", "-fPIC", "-pthread", "-fvisibility=hidden", "-fno-math-errno",
-          "-fno-trapping-math", "-ffp-contract=off")  # fmt: skip
-_PATIENCE = 120  # seconds for the compiler
+TYPES = {"Q4_0": 2, "Q4_1": 3, "Q8_0": 8, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14}  # as in qkv.h
+TILE = 16  # rows of a matrix that lie together
+LEVELS = ("portable", "avx2", "avx512", "amx")
 
 
 class Native:
@@ -32,15 +25,16 @@ class Native:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        library = ctypes.CDLL(str(path))
+        self.library = library = ctypes.CDLL(str(path))
         number, whole, pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
         self._use = library.qkv_use
         self._use.argtypes, self._use.restype = [number], ctypes.c_char_p
+        self._pack = library.qkv_pack
+        self._pack.argtypes, self._pack.restype = [number, pointer, whole, whole, pointer, number, number], None
         self._linear = library.qkv_linear
-        self._linear.argtypes = [number, pointer, whole, whole, pointer, number, whole, pointer, number]
+        self._linear.argtypes = [number, pointer, whole, whole, pointer, whole, pointer, number]
         self._dequantize = library.qkv_dequantize
         self._dequantize.argtypes = [number, pointer, whole, pointer, whole, pointer, number, number]
-        self._dequantize.restype = None
         self.level = self.use(None)
 
     def use(self, level: str | None) -> str:
@@ -50,26 +44,47 @@ class Native:
         self.level = name.decode()
         return self.level
 
+    def pack(self, kind: str, blocks: Tensor) -> Tensor:
+        """Rows of a file's blocks, uint8 [N, bytes of a row], as tiles of 16 rows (qkv.h): the bytes [tiles' bytes]."""
+        blocks, (N, K) = blocks.contiguous(), shape_of(kind, blocks)
+        tiles = blocks.new_zeros(-(-N // TILE) * TILE * blocks.shape[1])
+        self._pack(TYPES[kind], blocks.data_ptr(), N, K, tiles.data_ptr(), 0, torch.get_num_threads())
+        return tiles
+
+    def unpack(self, kind: str, tiles: Tensor, N: int) -> Tensor:
+        """The rows that tiles were made of: uint8 [N, bytes of a row]."""
+        blocks = tiles.new_empty(N, len(tiles) // (-(-N // TILE) * TILE))
+        K = shape_of(kind, blocks)[1]
+        self._pack(TYPES[kind], blocks.data_ptr(), N, K, tiles.data_ptr(), 1, torch.get_num_threads())
+        return blocks
+
     def linear(self, number: int, address: int, N: int, K: int, x: Tensor, M: int) -> Tensor:
-        """x [..., K], M rows of float32 or bfloat16, times a packed W [N, K] of this type at this address, transposed:
-        [..., N] float32. (The numbers of the matrix are given, not the matrix: this is called for each matrix of each
-        token, and asking a tensor for them takes as long as a small product.)"""
-        x = x.contiguous()
-        out = x.new_empty((*x.shape[:-1], N), dtype=torch.float32)
-        threads = torch.get_num_threads()
-        if self._linear(number, address, N, K, x.data_ptr(), x.dtype is torch.bfloat16, M, out.data_ptr(), threads):
+        """x [..., K], M rows, times W [N, K] whose tiles of this type are at this address, transposed: [..., N]
+        float32. (The numbers of the matrix are given, not the matrix: this is called for each matrix of each token, and
+        asking a tensor for them takes as long as a small product.)"""
+        x = x.float().contiguous()
+        out = x.new_empty((*x.shape[:-1], N))
+        if self._linear(number, address, N, K, x.data_ptr(), M, out.data_ptr(), torch.get_num_threads()):
             raise MemoryError(f"no memory for {M} rows of {K} numbers")
         return out
 
-    def rows(self, blocks: Tensor, type: str, width: int, index: Tensor | None, out: Tensor) -> Tensor:
-        """Rows of blocks as plain numbers into out [rows, K] float32 or bfloat16: those of index (int64, contiguous,
+    def rows(self, kind: str, tiles: Tensor, K: int, index: Tensor | None, out: Tensor) -> Tensor:
+        """Rows of W as plain numbers into out [rows, K] float32 or bfloat16: those of index (int64, contiguous,
         within the matrix: nobody checks), or the first ones. Gives `out`."""
         at = index.data_ptr() if index is not None else None
-        self._dequantize(
-            TYPES[type], blocks.data_ptr(), width, at, out.shape[0], out.data_ptr(), out.dtype == torch.bfloat16,
+        failed = self._dequantize(
+            TYPES[kind], tiles.data_ptr(), K, at, out.shape[0], out.data_ptr(), out.dtype == torch.bfloat16,
             torch.get_num_threads(),
         )  # fmt: skip
+        if failed:
+            raise MemoryError(f"no memory for {out.shape[0]} rows of {K} numbers")
         return out
+
+
+def shape_of(kind: str, blocks: Tensor) -> tuple[int, int]:
+    """[N, K] of the matrix that rows of blocks hold."""
+    block = BLOCKS[kind]
+    return blocks.shape[0], blocks.shape[1] // block.nbytes * block.weights
 
 
 @cache
@@ -89,37 +104,22 @@ def _found() -> tuple[Native | None, str]:
         return None, "native kernels are off: QKV_NATIVE is 0"
     if sys.byteorder != "little":
         return None, "native kernels need a little-endian processor"
-    try:
-        built = sorted(_SOURCE.parent.glob("_packed*.so")) + sorted(_SOURCE.parent.glob("_packed*.pyd"))
-        path, how = (built[0], "built with the package") if built else _compiled()
-        library = Native(path)
-    except (OSError, AttributeError, subprocess.SubprocessError) as error:
-        return None, f"no native kernels: {error}"
-    return library, f"native kernels for {library.level}, {how} ({path})"
+    wrong = []
+    for find in (_packaged, _compiled):
+        try:
+            if (found := find()) is not None:
+                path, how = found
+                library = Native(path)
+                return library, f"native kernels for {library.level}, {how} ({path})"
+        except (OSError, AttributeError, ValueError, subprocess.SubprocessError, RuntimeError) as error:
+            wrong.append(str(error))
+    return None, f"no native kernels: {'; '.join(wrong)}"
+
+
+def _packaged() -> tuple[Path, str] | None:
+    path = build.packaged()
+    return (path, "built with the package") if path else None
 
 
 def _compiled() -> tuple[Path, str]:
-    """The library in the user's cache, compiled there if it isn't yet. OSError: it can't be."""
-    key = hashlib.sha256(_SOURCE.read_bytes() + " ".join([*_FLAGS, sys.platform, os.uname().machine]).encode())
-    path = _cache() / f"packed-{key.hexdigest()[:16]}.so"
-    if path.is_file():
-        return path, "compiled earlier"
-    named = (shutil.which(name) for name in (os.environ.get("CC") or "cc", "gcc", "clang"))
-    compiler = next((found for found in named if found), None)
-    if compiler is None:
-        raise OSError("there is no C compiler (cc, gcc or clang) to build them with")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made = Path(folder) / "packed.so"
-        command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(made)]
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=False)
-        if ran.returncode:
-            raise OSError(f"{compiler} failed: {ran.stderr.strip()[:400]}")
-        os.replace(made, path)
-    return path, f"compiled with {compiler}"
-
-
-def _cache() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME")
-    own = os.environ.get("QKV_CACHE") or (str(Path(home) / "qkv") if home else str(Path.home() / ".cache" / "qkv"))
-    return Path(own) / "kernels"
+    return build.compiled(cache_root() / "kernels")

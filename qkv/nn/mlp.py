@@ -33,7 +33,7 @@ class Plain(nn.Module):
 
     def __init__(self, mlp: spec.Plain, dim: int) -> None:
         super().__init__()
-        self.activation = ACTIVATIONS[mlp.activation]
+        self.spec, self.activation = mlp, ACTIVATIONS[mlp.activation]
         self.up = Linear(dim, mlp.width, bias=mlp.bias)
         self.down = Linear(mlp.width, dim, bias=mlp.bias)
         self.dropout = nn.Dropout(mlp.dropout) if mlp.dropout else nn.Identity()
@@ -48,7 +48,7 @@ class Gated(nn.Module):
 
     def __init__(self, mlp: spec.Gated, dim: int) -> None:
         super().__init__()
-        self.activation = ACTIVATIONS[mlp.activation]
+        self.spec, self.activation = mlp, ACTIVATIONS[mlp.activation]
         self.gate = Linear(dim, mlp.width, bias=mlp.bias)
         self.up = Linear(dim, mlp.width, bias=mlp.bias)
         self.down = Linear(mlp.width, dim, bias=mlp.bias)

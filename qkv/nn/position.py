@@ -32,11 +32,15 @@ class Learned(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """[T, C]. InputError: a sequence is longer than the table."""
+        self.check(batch)
+        return self.weight[batch.positions + self.offset]
+
+    def check(self, batch: Batch) -> None:
+        """InputError: a sequence is longer than the table."""
         if max(batch.ends) > self.length:
             raise InputError(
                 f"a sequence of {max(batch.ends)} tokens is longer than this model's {self.length} learned positions"
             )
-        return self.weight[batch.positions + self.offset]
 
 
 @implements(spec.Sinusoidal)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qkv.generate.step import new_cache, read, share
+from qkv.generate.step import Reader, new_cache, share
 from qkv.nn.cache import Both
 from qkv.nn.modes import evaluating
 from qkv.nn.stack import Transformer
@@ -32,7 +32,7 @@ def test_sources_are_read_in_groups_with_the_same_memory(
     groups, encode = [], model.encode
     monkeypatch.setattr(model, "encode", lambda ids: (groups.append(ids), encode(ids))[1])
     cache = new_cache(model, sources, 9, chunk)
-    logits = read(model, [[0]] * 4, cache, [1, 1, 1, 1])
+    logits = Reader(model)([[0]] * 4, cache, [1, 1, 1, 1])
     assert [ids for group in groups for ids in group] == sources
     assert all(len(group) == 1 or sum(map(len, group)) <= chunk for group in groups)
     monkeypatch.undo()
@@ -51,10 +51,10 @@ def test_what_is_remembered_of_a_source_takes_no_gradient_and_no_dropout() -> No
 
 def test_only_those_that_are_ready_have_logits() -> None:
     model = tiny()
-    logits = read(model, [[1, 2, 3], [4], [5, 6]], model.new_cache(), [1, 0, 1])
-    alone = [read(model, [ids], model.new_cache(), [1])[0] for ids in ([1, 2, 3], [5, 6])]
+    logits = Reader(model)([[1, 2, 3], [4], [5, 6]], model.new_cache(), [1, 0, 1])
+    alone = [Reader(model)([ids], model.new_cache(), [1])[0] for ids in ([1, 2, 3], [5, 6])]
     torch.testing.assert_close(logits, torch.stack(alone), atol=1e-5, rtol=0)
-    assert read(model, [[1, 2]], model.new_cache(), [0]).shape == (0, model.spec.vocab)
+    assert Reader(model)([[1, 2]], model.new_cache(), [0]).shape == (0, model.spec.vocab)
 
 
 def test_each_part_comes_back_to_its_mode() -> None:

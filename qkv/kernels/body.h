@@ -1,0 +1,294 @@
+/* What is the same for every processor, written with the compiler's vectors of 16 floats, which it cuts to the size of
+   the processor's own: products with plain matrices, norms, activations, attention, and x as whole numbers.
+   Included once for each instruction set. */
+
+#include "qkv.h"
+
+#if defined(QKV_AVX512)
+#include <immintrin.h>
+#endif
+
+typedef float V __attribute__((vector_size(64)));
+typedef int32_t VI __attribute__((vector_size(64)));
+typedef float V8 __attribute__((vector_size(32)));
+typedef float V4 __attribute__((vector_size(16)));
+typedef int8_t B16 __attribute__((vector_size(16)));
+typedef uint16_t H16 __attribute__((vector_size(32)));
+
+INLINE V load(const float *at) { V v; memcpy(&v, at, sizeof v); return v; }
+INLINE void store(float *at, V v) { memcpy(at, &v, sizeof v); }
+INLINE V all(float f) { return (V){f, f, f, f, f, f, f, f, f, f, f, f, f, f, f, f}; }
+INLINE V pick(VI mask, V a, V b) { return (V)((mask & (VI)a) | (~mask & (VI)b)); }
+#if defined(QKV_AVX512)
+INLINE V larger(V a, V b) { return (V)_mm512_max_ps((__m512)a, (__m512)b); }
+#else
+INLINE V larger(V a, V b) { return pick(a > b, a, b); }
+#endif
+INLINE V count_up(float from) { return all(from) + (V){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; }
+INLINE V with_sign(V magnitude, V of) { return (V)((VI)magnitude | ((VI)of & (int32_t)0x80000000)); }
+INLINE V magnitude(V v) { return (V)((VI)v & 0x7fffffff); }
+
+INLINE V4 folded_sum(V v) {
+    V8 a = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) + __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+    return __builtin_shufflevector(a, a, 0, 1, 2, 3) + __builtin_shufflevector(a, a, 4, 5, 6, 7);
+}
+INLINE float sum(V v) {
+    V4 a = folded_sum(v);
+    a = a + __builtin_shufflevector(a, a, 2, 3, 0, 1);
+    return a[0] + a[1];
+}
+#if defined(QKV_AVX512)
+INLINE float most(V v) { return _mm512_reduce_max_ps((__m512)v); }
+INLINE int32_t sum_of_whole(VI v) { return _mm512_reduce_add_epi32((__m512i)v); }
+#else
+INLINE float most(V v) {
+    V8 a = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7), b = __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+    float top = a[0];
+    for (int i = 0; i < 8; i++) top = a[i] > top ? a[i] : top, top = b[i] > top ? b[i] : top;
+    return top;
+}
+INLINE int32_t sum_of_whole(VI v) {
+    int32_t total = 0;
+    for (int i = 0; i < 16; i++) total += v[i];
+    return total;
+}
+#endif
+
+/* 16 numbers of a plain type. */
+INLINE V plain(int type, const uint8_t *at) {
+    if (type == F32) return load((const float *)at);
+    H16 h;
+    memcpy(&h, at, sizeof h);
+    VI bits = __builtin_convertvector(h, VI);
+    if (type == BF16) return (V)(bits << 16);
+#if defined(QKV_AVX512)
+    return (V)_mm512_cvtph_ps((__m256i)h);
+#endif
+    V f = (V)((bits & 0x7fff) << 13) * all(0x1p112f);
+    f = pick((bits & 0x7c00) == 0x7c00, (V)((bits & 0x7fff) << 13 | 0x7f800000), f);
+    return (V)((VI)f | (bits & 0x8000) << 16);
+}
+/* eˣ to 2 ulp: 2ⁿ · a polynomial of what is left (Cephes, expf). Below −87 it is zero, NaN stays NaN. */
+INLINE V exponential(V x) {
+    V kept = pick(x > all(88.0f), all(88.0f), x);
+    V n = (kept * all(1.44269504f) + all(12582912.0f)) - all(12582912.0f);
+    V r = kept - n * all(0.693359375f) - n * all(-2.12194440e-4f);
+    V p = all(1.9875691500e-4f);
+    p = p * r + all(1.3981999507e-3f), p = p * r + all(8.3334519073e-3f), p = p * r + all(4.1665795894e-2f);
+    p = p * r + all(1.6666665459e-1f), p = p * r + all(5.0000001201e-1f), p = p * (r * r) + r + all(1);
+    V power = (V)((__builtin_convertvector(n, VI) + 127) << 23);
+    V y = p * power;
+    y = pick(x < all(-87.0f), all(0), y);
+    return pick(x == x, y, x);
+}
+INLINE V hyperbolic(V x) { /* tanh; for small x the odd series, as 1 − … would cancel */
+    V a = magnitude(x), e = exponential(all(-2) * a), large = (all(1) - e) / (all(1) + e), s = x * x;
+    V small = a * (all(1) + s * (all(-0.333333333f) + s * (all(0.133333333f) + s * all(-0.053968254f))));
+    return with_sign(pick(a < all(0.1f), small, large), x);
+}
+INLINE V error_function(V x) { /* erf: Abramowitz and Stegun 7.1.26, within 1.5e-7 */
+    V a = magnitude(x), t = all(1) / (all(1) + all(0.3275911f) * a);
+    V p = all(1.061405429f);
+    p = p * t + all(-1.453152027f), p = p * t + all(1.421413741f), p = p * t + all(-0.284496736f), p = p * t + all(0.254829592f);
+    return with_sign(all(1) - p * t * exponential(-a * a), x);
+}
+INLINE V activated(int activation, V x) {
+    switch (activation) {
+    case RELU: return larger(x, all(0));
+    case RELU2: { V r = larger(x, all(0)); return r * r; }
+    case GELU: return all(0.5f) * x * (all(1) + error_function(x * all(0.70710678f)));
+    case GELU_TANH: return all(0.5f) * x * (all(1) + hyperbolic(all(0.79788456f) * (x + all(0.044715f) * x * x * x)));
+    case SILU: return x / (all(1) + exponential(-x));
+    case TANH: return hyperbolic(x);
+    default: return x;
+    }
+}
+static void activate(int activation, float *x, int count) { /* count: a multiple of 16 */
+    for (int i = 0; i < count; i += 16) store(x + i, activated(activation, load(x + i)));
+}
+
+static void norm(int kind, const float *x, int64_t width, const float *w, const float *b, float eps, float *out) {
+    float total = 0, mean = 0;
+    V sums = all(0);
+    int64_t i, whole = width / 16 * 16;
+    if (kind == LAYER) {
+        for (i = 0; i < whole; i += 16) sums += load(x + i);
+        for (total = sum(sums); i < width; i++) total += x[i];
+        mean = total / (float)width, sums = all(0);
+    }
+    for (i = 0; i < whole; i += 16) sums += (load(x + i) - all(mean)) * (load(x + i) - all(mean));
+    for (total = sum(sums); i < width; i++) total += (x[i] - mean) * (x[i] - mean);
+    float scale = 1 / __builtin_sqrtf(total / (float)width + eps);
+    for (i = 0; i < whole; i += 16) {
+        V y = (load(x + i) - all(mean)) * all(scale) * load(w + i);
+        store(out + i, b ? y + load(b + i) : y);
+    }
+    for (; i < width; i++) out[i] = (x[i] - mean) * scale * w[i] + (b ? b[i] : 0);
+}
+
+/* ---- x as whole numbers ----------------------------------------------------------------------------------------- */
+
+typedef struct { int32_t q[8]; float scale, first, second; } Chunk; /* 32 numbers; scale · the sum of each half */
+
+INLINE Chunk whole_numbers(const float *x) {
+    V a = load(x), b = load(x + 16);
+    float largest = most(larger(magnitude(a), magnitude(b)));
+    /* `larger` drops a NaN, this keeps it */
+    int finite = !(sum_of_whole(((VI)magnitude(a) >= 0x7f800000) | ((VI)magnitude(b) >= 0x7f800000)));
+    /* below 1e-36 the reciprocal would overflow; so small a block counts as zeros */
+    V inverse = all(finite && largest > 1e-36f ? 127 / largest : 0);
+    float scale = finite ? largest / 127 : as_float(0x7fc00000);
+    if (!finite) a = b = all(0);
+    /* adding 1.5 · 2^23 rounds to a whole number in the low bits */
+    VI p = (VI)(a * inverse + all(12582912.0f)) - 0x4b400000, q = (VI)(b * inverse + all(12582912.0f)) - 0x4b400000;
+    B16 low = __builtin_convertvector(p, B16), high = __builtin_convertvector(q, B16);
+    Chunk c = {.scale = scale, .first = scale * (float)sum_of_whole(p), .second = scale * (float)sum_of_whole(q)};
+    memcpy(c.q, &low, 16), memcpy(c.q + 4, &high, 16);
+    return c;
+}
+
+static void quantize(const float *x, int64_t stride, int M, int64_t K, int halves, X *to) {
+    to->M = M;
+    for (int m = 0; m < M; m++, x += stride)
+        for (int64_t k = 0; k < K; k += 32) {
+            Chunk c = whole_numbers(x + k);
+            for (int j = 0; j < 8; j++) memcpy(to->q + ((k / 4 + j) * M + m) * 4, c.q + j, 4);
+            to->s[k / 32 * M + m] = c.scale, to->t[k / 32 * M + m] = c.first + c.second;
+            if (halves) to->t16[k / 16 * M + m] = c.first, to->t16[(k / 16 + 1) * M + m] = c.second;
+        }
+}
+
+/* ---- products with plain matrices --------------------------------------------------------------------------------- */
+
+INLINE void plain_rows(int type, int size, const uint8_t *w, int64_t K, const X *x, int M, int64_t n, int count, float *out) {
+    const int64_t whole = K / 16 * 16;
+    for (int i = 0; i < count; i++) {
+        const uint8_t *row = w + (n + i) * K * size;
+        V a[ROWS], b[ROWS];
+        for (int m = 0; m < M; m++) a[m] = b[m] = all(0);
+        int64_t k = 0;
+        for (; k + 32 <= whole; k += 32) {
+            V one = plain(type, row + k * size), two = plain(type, row + (k + 16) * size);
+            for (int m = 0; m < M; m++) {
+                a[m] += one * load(x->f + m * x->stride + k);
+                b[m] += two * load(x->f + m * x->stride + k + 16);
+            }
+        }
+        for (; k < whole; k += 16)
+            for (int m = 0; m < M; m++) a[m] += plain(type, row + k * size) * load(x->f + m * x->stride + k);
+        for (int m = 0; m < M; m++) {
+            float total = sum(a[m] + b[m]);
+            for (k = whole; k < K; k++) total += plain_one(type, row + k * size) * x->f[m * x->stride + k];
+            out[m * WIDE + i] = total;
+        }
+    }
+}
+
+__attribute__((unused)) static void plain_product(int type, const uint8_t *w, int64_t K, const X *x, int64_t n, int count, float *out) {
+    /* one row of x by far most often; the others share a body, in which the compiler keeps what it can in registers */
+#define PLAIN_ROWS(T, SIZE) \
+    (x->M == 1 ? plain_rows(T, SIZE, w, K, x, 1, n, count, out) : x->M == 8 ? plain_rows(T, SIZE, w, K, x, 8, n, count, out) \
+                                                                : plain_rows(T, SIZE, w, K, x, x->M, n, count, out))
+    if (type == F32) PLAIN_ROWS(F32, 4);
+    else if (type == BF16) PLAIN_ROWS(BF16, 2);
+    else PLAIN_ROWS(F16, 2);
+}
+
+/* ---- attention ---------------------------------------------------------------------------------------------------- */
+
+/* Lane l of row r and lane r of row l change places: blocks of 8, then of 4, 2 and 1. */
+#define MIXED(a, b, s, L) ((L) & (s) ? 16 + (b) : (a))
+#define LOW(s, L) MIXED(L, (L) - (s), s, L)
+#define HIGH(s, L) MIXED((L) + (s), L, s, L)
+#define LANES(WHICH, s) \
+    WHICH(s, 0), WHICH(s, 1), WHICH(s, 2), WHICH(s, 3), WHICH(s, 4), WHICH(s, 5), WHICH(s, 6), WHICH(s, 7), WHICH(s, 8), \
+        WHICH(s, 9), WHICH(s, 10), WHICH(s, 11), WHICH(s, 12), WHICH(s, 13), WHICH(s, 14), WHICH(s, 15)
+#define SWAP(s) \
+    for (int i = 0; i < 16; i++) \
+        if (!(i & s)) { \
+            V low = __builtin_shufflevector(r[i], r[i + s], LANES(LOW, s)); \
+            r[i + s] = __builtin_shufflevector(r[i], r[i + s], LANES(HIGH, s)), r[i] = low; \
+        }
+
+/* `count` keys of D numbers to turned[d][16], zero where there is no key. */
+INLINE void turn_keys(int type, int size, const uint8_t *k, int count, int D, float *turned) {
+    int d = 0;
+    for (; d + 16 <= D; d += 16) {
+        V r[16];
+        for (int i = 0; i < 16; i++) r[i] = i < count ? plain(type, k + ((int64_t)i * D + d) * size) : all(0);
+        SWAP(8) SWAP(4) SWAP(2) SWAP(1)
+        for (int i = 0; i < 16; i++) store(turned + (d + i) * 16, r[i]);
+    }
+    for (; d < D; d++)
+        for (int i = 0; i < 16; i++) turned[d * 16 + i] = i < count ? plain_one(type, k + ((int64_t)i * D + d) * size) : 0;
+}
+
+/* Scores of a query at 16 keys: always in this one order, so that they don't depend on what else is in the step. */
+INLINE V scores(const Attend *a, const float *q, const float *turned) {
+    V s = all(0), t = all(0);
+    int d = 0;
+    for (; d + 2 <= a->D; d += 2) s += all(q[d]) * load(turned + d * 16), t += all(q[d + 1]) * load(turned + d * 16 + 16);
+    if (d < a->D) s += all(q[d]) * load(turned + d * 16);
+    s = (s + t) * all(a->scale);
+    return a->softcap ? all(a->softcap) * hyperbolic(s / all(a->softcap)) : s;
+}
+
+INLINE void add_values(int type, const Attend *a, V p, const uint8_t *v, int count, int size, float *out) {
+    float weights[16];
+    store(weights, p);
+    int d = 0;
+    for (; d + 64 <= a->D; d += 64) {
+        V o0 = load(out + d), o1 = load(out + d + 16), o2 = load(out + d + 32), o3 = load(out + d + 48);
+        for (int j = 0; j < count; j++) {
+            const uint8_t *at = v + ((int64_t)j * a->D + d) * size;
+            V w = all(weights[j]);
+            o0 += w * plain(type, at), o1 += w * plain(type, at + 16 * size);
+            o2 += w * plain(type, at + 32 * size), o3 += w * plain(type, at + 48 * size);
+        }
+        store(out + d, o0), store(out + d + 16, o1), store(out + d + 32, o2), store(out + d + 48, o3);
+    }
+    for (; d + 16 <= a->D; d += 16) {
+        V o = load(out + d);
+        for (int j = 0; j < count; j++) o += all(weights[j]) * plain(type, v + ((int64_t)j * a->D + d) * size);
+        store(out + d, o);
+    }
+    for (; d < a->D; d++)
+        for (int j = 0; j < count; j++) out[d] += weights[j] * plain_one(type, v + ((int64_t)j * a->D + d) * size);
+}
+
+INLINE void attend_typed(int type, int size, const Attend *a) {
+    const int n = a->queries * a->heads;
+    const V none = all(-__builtin_inff());
+    for (int i = 0; i < n; i++) a->most[i] = -__builtin_inff(), a->sums[i] = 0;
+    memset(a->out, 0, sizeof(float) * (size_t)n * a->D);
+    for (int64_t j = a->from; j < a->to; j += 16) {
+        const int there = a->to - j < 16 ? (int)(a->to - j) : 16;
+        const uint8_t *k = a->k + j * a->D * size, *v = a->v + j * a->D * size;
+        turn_keys(type, size, k, there, a->D, a->room);
+        for (int i = 0; i < n; i++) {
+            const int r = i / a->heads, h = i % a->heads;
+            const int64_t seen = a->first + r - j;
+            const int count = seen < there ? (int)seen : there;
+            if (count <= 0) continue;
+            V s = scores(a, a->q + r * a->row + (int64_t)h * a->D, a->room);
+            if (a->slopes) s += all(a->slopes[h]) * count_up((float)(1 - seen)); /* key − query */
+            s = pick(count_up(0) < all((float)count), s, none);
+            float top = most(s), before = a->most[i];
+            if (!(top <= before)) {
+                float shrink = before == -__builtin_inff() ? 0 : exponential(all(before - top))[0];
+                a->most[i] = top, a->sums[i] *= shrink;
+                for (int d = 0; d < a->D; d++) a->out[i * a->D + d] *= shrink;
+            } else
+                top = before;
+            V p = exponential(s - all(top));
+            a->sums[i] += sum(p);
+            add_values(type, a, p, v, count, size, a->out + (int64_t)i * a->D);
+        }
+    }
+}
+
+static void attend(const Attend *a) {
+    if (a->type == F32) attend_typed(F32, 4, a);
+    else if (a->type == BF16) attend_typed(BF16, 2, a);
+    else attend_typed(F16, 2, a);
+}

@@ -1,0 +1,277 @@
+"""A model's step written down for the native library: each part that is known says its operations.
+
+T  tokens in a step    V  vocabulary
+
+The model does not know of it, and its own forward is what this must agree with (a test holds every family to it). A
+part that nobody has written down here, a hook, or a wrapped part (an adapter, a recorder) leaves the whole step to
+torch, with the reason.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qkv import spec
+from qkv.kernels.native import native, reason
+from qkv.kernels.plan import FLOATS, Buffer, Matrix, Norm, Plan, Turn
+from qkv.nn.attend import attend
+from qkv.nn.attention import Attention
+from qkv.nn.batch import Batch
+from qkv.nn.block import Parallel, PostNorm, PreNorm, Sandwich
+from qkv.nn.cache import Cache, Contiguous
+from qkv.nn.embed import Embed
+from qkv.nn.head import LMHead
+from qkv.nn.linear import Embedding, Linear
+from qkv.nn.mask import Causal, Window
+from qkv.nn.mlp import Gated, Plain
+from qkv.nn.norm import LayerNorm, RMSNorm
+from qkv.nn.packed import Packed
+from qkv.nn.position import Alibi, Learned, Relative, Rotary
+from qkv.nn.stack import Stack, Transformer
+
+FEW = 8  # rows: beyond, torch's products with plain matrices are faster
+_METHODS = {"forward", "states", "logits"}
+LEAST_ANGLES = 256  # positions that rotary angles are made for at a time
+
+
+class NotServed(Exception):
+    """The native step can't do this model; why."""
+
+
+class NativeStep:
+    """A model's steps by the native library. NotServed: it has a part that is not written down here.
+
+    It holds the weights as they are now: make a new one after changing the model."""
+
+    def __init__(self, model: Transformer) -> None:
+        library = native()
+        if library is None:
+            raise NotServed(reason())
+        _plainly_itself(model)
+        self.library, self.model, self.stack = library, model, model.last
+        self.plans: dict[int, _Written] = {}
+        self.most_rows: int | None = None
+        self.most_rows = None if self._plan(1).all_packed else FEW
+
+    def __call__(self, ids: Sequence[int], batch: Batch, cache: Cache, picked: Sequence[int]) -> Tensor | None:
+        """ids [T] of a batch, all within the vocabulary → logits [len(picked), V] float32 after these places of the
+        stream; the cache then holds the tokens too. None: this step is for torch, and nothing has happened."""
+        served = self.most_rows is None or len(ids) <= self.most_rows
+        if not served or not all(isinstance(kept, Contiguous) for kept in cache.layers):
+            return None
+        logits = self._plan(len(ids)).run(ids, batch, cache, picked)
+        cache.advance(batch)
+        return logits
+
+    def _plan(self, T: int) -> "_Written":
+        rows = max(8, 1 << (T - 1).bit_length())
+        if rows not in self.plans:
+            self.plans[rows] = _Written(self.library, self.model, rows)
+        return self.plans[rows]
+
+
+class _Written:
+    """A plan for steps of up to `rows` tokens."""
+
+    def __init__(self, library: Any, model: Transformer, rows: int) -> None:
+        self.plan, self.spec, self.dtype = Plan(library, rows), model.spec, model.dtype
+        self.attentions: list[tuple[int, Tensor]] = []
+        self.kept: dict[int, Tensor | None] = defaultdict(lambda: None)  # whose keys the plan knows, by layer
+        self.turns: dict[tuple[Any, int], tuple[Rotary, list[int]]] = {}
+        self.angles, self.all_packed = 0, True
+        self.rooms: dict[tuple[str, int], Buffer] = {}
+        stack = model.last
+        self.x = self.room("x", model.spec.dim)
+        self._embed(stack.embed)
+        for layer in stack.in_turn():
+            _part(layer, BLOCKS)(self, layer)
+        self._head(model, _norm(stack.norm))
+
+    def room(self, name: str, width: int) -> Buffer:
+        """A buffer that all layers share."""
+        if (name, width) not in self.rooms:
+            self.rooms[name, width] = self.plan.buffer(width)
+        return self.rooms[name, width]
+
+    def matrix(self, weight: Tensor | Packed) -> Matrix:
+        """A weight [N, K], packed or plain."""
+        if isinstance(weight, Packed):
+            if weight.tiled:
+                return Matrix.tiles(weight.kind, weight.held, weight.N, weight.K)
+            raise NotServed(f"{weight.kind} weights have no native product")
+        if weight.dtype not in FLOATS or weight.device.type != "cpu":
+            raise NotServed(f"{str(weight.dtype).removeprefix('torch.')} weights on {weight.device.type}")
+        self.all_packed = False
+        return Matrix.plain(weight)
+
+    def linear(self, part: nn.Module, out: Buffer) -> tuple[Matrix, Tensor | None, Buffer]:
+        """A matrix with its bias, and where its product goes."""
+        if type(part) is not Linear:
+            raise NotServed(f"{type(part).__name__} in the place of Linear")
+        return self.matrix(part.weight), part.bias, out
+
+    def reach(self, positions: int) -> None:
+        """Angles for so many positions."""
+        if positions <= self.angles or not self.turns:
+            return
+        self.angles = max(LEAST_ANGLES, 1 << (positions - 1).bit_length())
+        batch = Batch([self.angles], [0], torch.device("cpu"))
+        for rotary, numbers in self.turns.values():
+            cos, sin = (table[:, 0].contiguous() for table in rotary.table(batch, torch.float32))
+            for number in numbers:
+                self.plan.turn(number, Turn(cos, sin, rotary.spec.interleaved))
+
+    def run(self, ids: Sequence[int], batch: Batch, cache: Cache, picked: Sequence[int]) -> Tensor:
+        if self.positions is not None:
+            self.positions.check(batch)
+        self.reach(max(batch.ends))
+        for i, ((number, like), storage) in enumerate(zip(self.attentions, cache.layers, strict=True)):
+            assert isinstance(storage, Contiguous)
+            keys, values = storage.room(like, batch)
+            if self.kept[i] is not keys:
+                self.plan.keep(number, keys, values)
+                self.kept[i] = keys
+        logits = torch.empty(len(picked), self.spec.vocab)
+        self.plan.place(self.head, logits)
+        self.plan.run(ids, batch.lengths, batch.starts, picked)
+        return logits
+
+    def _embed(self, embed: nn.Module) -> None:
+        if type(embed) is not Embed or type(embed.tokens) is not Embedding or embed.segment is not None:
+            raise NotServed("its embedding")
+        if type(embed.norm) is not nn.Identity or type(embed.project) is not nn.Identity:
+            raise NotServed("an embedding with a norm or a projection")
+        if type(embed.position) not in (Learned, type(None)):
+            raise NotServed(f"the position {type(embed.position).__name__}")
+        self.positions: Learned | None = embed.position
+        rows = None if self.positions is None else self.positions.weight[self.positions.offset :]
+        scale = float(torch.tensor(embed.scale, dtype=self.dtype))
+        self.plan.embed(self.matrix(embed.tokens.weight), self.x, scale=scale, positions=rows)
+
+    def _head(self, model: Transformer, norm: Norm | None) -> None:
+        head = model.head
+        if type(head) is not LMHead:
+            raise NotServed(f"the head {type(head).__name__}")
+        matrix = self.matrix(model.table if head.weight is None else head.weight)
+        out = Buffer(matrix.N, torch.empty(0))  # each step's own
+        self.head = self.plan.linear(
+            self.x, [(matrix, head.bias, out)], norm=norm, scale=head.scale, softcap=head.softcap, picked=True
+        )
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+def _plainly_itself(model: Transformer) -> None:
+    """Nothing is wrapped around its parts, or put in the place of what they do."""
+    mine, whole = type(model), Transformer
+    if (mine.states, mine.logits, type(model.last)) != (whole.states, whole.logits, Stack):
+        raise NotServed(f"{mine.__name__} has steps of its own")
+    for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks or not vars(module).keys().isdisjoint(_METHODS):
+            raise NotServed(f"{name or 'the model'} is hooked or patched")
+        if isinstance(module, Attention) and module.attend is not attend:
+            raise NotServed(f"{name} is being recorded")
+    if model.device.type != "cpu" or model.dtype not in (torch.float32, torch.bfloat16):
+        raise NotServed(f"{str(model.dtype).removeprefix('torch.')} on {model.device.type}")
+
+
+def _part(part: nn.Module, known: dict[type, Callable[..., None]]) -> Callable[..., None]:
+    if type(part) not in known:  # a subclass may do something else
+        raise NotServed(f"the part {type(part).__name__}")
+    return known[type(part)]
+
+
+def _norm(norm: nn.Module) -> Norm | None:
+    if type(norm) is RMSNorm:
+        return Norm("rms", norm.weight.detach().float() + norm.one_plus, None, norm.eps)
+    if type(norm) is LayerNorm:
+        return Norm("layer", norm.weight, norm.bias, norm.eps)
+    if type(norm) is nn.Identity:
+        return None
+    raise NotServed(f"the norm {type(norm).__name__}")
+
+
+def _surely(norm: Norm | None) -> Norm:
+    if norm is None:
+        raise NotServed("a block without a norm")
+    return norm
+
+
+def _attention(
+    to: _Written, part: Attention, x: Buffer, norm: Norm | None, out: Buffer, residual: Buffer | None
+) -> None:
+    H, G, D = part.heads, part.kv_heads, part.head_dim
+    if type(part.mask) not in (Causal, Window):
+        raise NotServed(f"the mask {type(part.mask).__name__}")
+    q, k, v, mixed = (to.room(name, n * D) for name, n in (("q", H), ("k", G), ("v", G), ("mixed", H)))
+    to.plan.linear(x, [to.linear(part.q, q), to.linear(part.k, k), to.linear(part.v, v)], norm=norm)
+    position, slopes = part.position, None
+    if type(position) is Alibi:
+        slopes = torch.tensor(position.slopes(H))
+    elif type(position) is Rotary and not isinstance(position.spec.scaling, spec.DynamicNTKScaling):
+        pass
+    elif type(position) is not Relative:
+        raise NotServed(f"the position {type(position).__name__}")
+    norms = (_norm(part.q_norm), _norm(part.k_norm))
+    number = to.plan.attend(
+        q, k, v, mixed, heads=H, kv_heads=G, scale=part.scale, softcap=part.spec.softcap, slopes=slopes,
+        norms=(norms[0], norms[1]) if norms[0] is not None and norms[1] is not None else None,
+    )  # fmt: skip
+    to.attentions.append((number, torch.empty(0, G, D, dtype=to.dtype)))
+    if type(position) is Rotary:
+        to.turns.setdefault((position.spec, position.dims), (position, []))[1].append(number)
+    to.plan.linear(mixed, [to.linear(part.out, out)], residual=residual)
+
+
+def _plain(to: _Written, part: Plain, x: Buffer, norm: Norm | None, out: Buffer, residual: Buffer | None) -> None:
+    up = to.linear(part.up, to.room("up", part.up.out_features))
+    to.plan.linear(x, [up], norm=norm, activation=part.spec.activation)
+    to.plan.linear(up[2], [to.linear(part.down, out)], residual=residual)
+
+
+def _gated(to: _Written, part: Gated, x: Buffer, norm: Norm | None, out: Buffer, residual: Buffer | None) -> None:
+    gate = to.linear(part.gate, to.room("gate", part.gate.out_features))
+    up = to.linear(part.up, to.room("up", part.up.out_features))
+    to.plan.linear(x, [gate, up], norm=norm, activation=part.spec.activation, gated=True)
+    to.plan.linear(gate[2], [to.linear(part.down, out)], residual=residual)
+
+
+MIXERS: dict[type, Callable[..., None]] = {Attention: _attention}
+MLPS: dict[type, Callable[..., None]] = {Plain: _plain, Gated: _gated}
+
+
+def _pre(to: _Written, block: PreNorm) -> None:
+    x = to.x
+    _part(block.mixer, MIXERS)(to, block.mixer, x, _norm(block.mixer_norm), x, x)
+    _part(block.mlp, MLPS)(to, block.mlp, x, _norm(block.mlp_norm), x, x)
+
+
+def _post(to: _Written, block: PostNorm) -> None:
+    x, y = to.x, to.room("y", to.x.width)
+    _part(block.mixer, MIXERS)(to, block.mixer, x, None, y, x)
+    to.plan.norm(y, _surely(_norm(block.mixer_norm)), x)
+    _part(block.mlp, MLPS)(to, block.mlp, x, None, y, x)
+    to.plan.norm(y, _surely(_norm(block.mlp_norm)), x)
+
+
+def _sandwich(to: _Written, block: Sandwich) -> None:
+    x, y = to.x, to.room("y", to.x.width)
+    _part(block.mixer, MIXERS)(to, block.mixer, x, _norm(block.mixer_norm), y, None)
+    to.plan.norm(y, _surely(_norm(block.mixer_after)), x, residual=x)
+    _part(block.mlp, MLPS)(to, block.mlp, x, _norm(block.mlp_norm), y, None)
+    to.plan.norm(y, _surely(_norm(block.mlp_after)), x, residual=x)
+
+
+def _parallel(to: _Written, block: Parallel) -> None:
+    x, y = to.x, to.room("y", to.x.width)
+    _part(block.mixer, MIXERS)(to, block.mixer, x, _norm(block.mixer_norm), y, x)
+    _part(block.mlp, MLPS)(to, block.mlp, x, _norm(block.mlp_norm), x, y)
+
+
+BLOCKS: dict[type, Callable[..., None]] = {
+    PreNorm: _pre, PostNorm: _post, Sandwich: _sandwich, Parallel: _parallel,
+}  # fmt: skip
