@@ -38,6 +38,7 @@ Dtype = Annotated[str | None, typer.Option(help=f"Hold the weights as {', '.join
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. The processor if not given.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Processor cores to use.")]
 
+_LONG = 60  # characters
 # What would move the cursor or change the terminal is shown as U+FFFD; a line's end and a tab stay.
 CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\ufffd")
 
@@ -123,7 +124,7 @@ def _write(text: str, file: TextIO) -> None:
 
 
 def sum_up(generation: "Generation") -> str:
-    """The last line: tokens, tokens/s, GB/s, guesses, memory."""
+    """The last line: tokens, tokens/s, GB/s, guesses, memory; and why steps were torch's, where they were."""
     timing = generation.timing
     parts = [f"{len(generation.tokens)} tokens"]
     if timing.tokens_per_second is not None and timing.gigabytes_per_second is not None:
@@ -133,6 +134,8 @@ def sum_up(generation: "Generation") -> str:
     if timing.peak_memory is not None:
         parts.append(f"{timing.peak_memory / 1e9:.2f} GB of memory")
     parts.append(f"prompt of {timing.prompt_tokens} in {timing.prefill_seconds:.2f} s")
+    if timing.step.startswith("torch"):  # a longer reason, as without a compiler, is the doctor's
+        parts.append(f"steps by {timing.step if len(timing.step) < _LONG else 'torch (qkv doctor says why)'}")
     if generation.seed is not None:
         parts.append(f"seed {generation.seed}")
     if generation.finish_reason == "length":

@@ -16,7 +16,8 @@ class Talk:
     """`messages`: as a chat template takes them. `generations`: one an answer that was finished. `draft`: a smaller
     model that guesses ahead.
 
-    InputError: the draft doesn't suit the model. TokenizerError: the model has no tokenizer or template. TemplateError: the template takes no system prompt."""
+    InputError: the draft doesn't suit the model. TokenizerError: the model has no tokenizer or template. TemplateError:
+    the template takes no system prompt."""
 
     def __init__(
         self, model: Model, settings: dict[str, Any], system: str | None = None, draft: Model | None = None

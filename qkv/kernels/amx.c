@@ -6,7 +6,7 @@
 #pragma clang attribute push(__attribute__((target("amx-tile,amx-int8,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c,bmi2"))), apply_to = function)
 #pragma clang fp contract(fast)
 #else
-#pragma GCC optimize("fp-contract=fast")
+#pragma GCC optimize("O3,fp-contract=fast")
 #pragma GCC target("amx-tile,amx-int8,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c,bmi2")
 #endif
 
@@ -111,22 +111,18 @@ static void many(int type, const uint8_t *w, int64_t K, int tiles, int64_t block
     _tile_release();
 }
 
-static void product(int type, const uint8_t *w, int64_t K, const X *x, int64_t n, int count, float *out) {
-    qkv_avx512.product(type, w, K, x, n, count, out);
-}
-
-/* Whether the processor has it, and the system lets this process use it. */
-int qkv_amx_is_there(void) {
+/* Many rows by AMX, if the processor has it and the system lets this process use it. */
+int qkv_with_amx(Body *body) {
     unsigned a, b, c, d;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 24 & 1) || !(d >> 25 & 1)) return 0;
 #if defined(__linux__) && defined(SYS_arch_prctl)
-    return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* the registers' numbers */) == 0;
+    if (syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* the registers' number */)) return 0;
+    body->name = "amx", body->arrange = arrange, body->many = many;
+    return 1;
 #else
     return 0;
 #endif
 }
-
-const Body qkv_amx = {"amx", quantize, product, arrange, many, norm, activate, attend};
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -6,11 +6,12 @@
 #pragma clang attribute push(__attribute__((target(FOR_AVX512))), apply_to = function)
 #pragma clang fp contract(fast)
 #else
-#pragma GCC optimize("fp-contract=fast")
+#pragma GCC optimize("O3,fp-contract=fast") /* what is in an array must be in registers */
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c,bmi2")
 #endif
 
 #define QKV_AVX512
+#define GROUP 4
 #include "body.h"
 
 #include <immintrin.h>

@@ -8,6 +8,8 @@
 #include <immintrin.h>
 #endif
 
+#define OWN static __attribute__((unused)) /* amx.c takes little of this */
+
 typedef float V __attribute__((vector_size(64)));
 typedef int32_t VI __attribute__((vector_size(64)));
 typedef float V8 __attribute__((vector_size(32)));
@@ -103,11 +105,11 @@ INLINE V activated(int activation, V x) {
     default: return x;
     }
 }
-static void activate(int activation, float *x, int count) { /* count: a multiple of 16 */
+OWN void activate(int activation, float *x, int count) { /* count: a multiple of 16 */
     for (int i = 0; i < count; i += 16) store(x + i, activated(activation, load(x + i)));
 }
 
-static void norm(int kind, const float *x, int64_t width, const float *w, const float *b, float eps, float *out) {
+OWN void norm(int kind, const float *x, int64_t width, const float *w, const float *b, float eps, float *out) {
     float total = 0, mean = 0;
     V sums = all(0);
     int64_t i, whole = width / 16 * 16;
@@ -147,7 +149,7 @@ INLINE Chunk whole_numbers(const float *x) {
     return c;
 }
 
-static void quantize(const float *x, int64_t stride, int M, int64_t K, int halves, X *to) {
+OWN void quantize(const float *x, int64_t stride, int M, int64_t K, int halves, X *to) {
     to->M = M;
     for (int m = 0; m < M; m++, x += stride)
         for (int64_t k = 0; k < K; k += 32) {
@@ -184,7 +186,7 @@ INLINE void plain_rows(int type, int size, const uint8_t *w, int64_t K, const X 
     }
 }
 
-__attribute__((unused)) static void plain_product(int type, const uint8_t *w, int64_t K, const X *x, int64_t n, int count, float *out) {
+OWN void plain_product(int type, const uint8_t *w, int64_t K, const X *x, int64_t n, int count, float *out) {
     /* one row of x by far most often; the others share a body, in which the compiler keeps what it can in registers */
 #define PLAIN_ROWS(T, SIZE) \
     (x->M == 1 ? plain_rows(T, SIZE, w, K, x, 1, n, count, out) : x->M == 8 ? plain_rows(T, SIZE, w, K, x, 8, n, count, out) \
@@ -210,85 +212,124 @@ __attribute__((unused)) static void plain_product(int type, const uint8_t *w, in
             r[i + s] = __builtin_shufflevector(r[i], r[i + s], LANES(HIGH, s)), r[i] = low; \
         }
 
-/* `count` keys of D numbers to turned[d][16], zero where there is no key. */
+/* `count` keys of D numbers to turned[d][KEYS], zero where there is no key. */
+enum { KEYS = 32 }; /* at a time */
+#ifndef GROUP
+#define GROUP 1 /* queries at a time: what is loaded serves that many times. Four need 32 registers */
+#endif
 INLINE void turn_keys(int type, int size, const uint8_t *k, int count, int D, float *turned) {
-    int d = 0;
-    for (; d + 16 <= D; d += 16) {
-        V r[16];
-        for (int i = 0; i < 16; i++) r[i] = i < count ? plain(type, k + ((int64_t)i * D + d) * size) : all(0);
-        SWAP(8) SWAP(4) SWAP(2) SWAP(1)
-        for (int i = 0; i < 16; i++) store(turned + (d + i) * 16, r[i]);
+    for (int from = 0; from < KEYS; from += 16) {
+        const int there = count - from;
+        int d = 0;
+        for (; d + 16 <= D; d += 16) {
+            V r[16];
+            for (int i = 0; i < 16; i++) r[i] = i < there ? plain(type, k + ((int64_t)(from + i) * D + d) * size) : all(0);
+            SWAP(8) SWAP(4) SWAP(2) SWAP(1)
+            for (int i = 0; i < 16; i++) store(turned + (d + i) * KEYS + from, r[i]);
+        }
+        for (; d < D; d++)
+            for (int i = 0; i < 16; i++)
+                turned[d * KEYS + from + i] = i < there ? plain_one(type, k + ((int64_t)(from + i) * D + d) * size) : 0;
     }
-    for (; d < D; d++)
-        for (int i = 0; i < 16; i++) turned[d * 16 + i] = i < count ? plain_one(type, k + ((int64_t)i * D + d) * size) : 0;
 }
 
-/* Scores of a query at 16 keys: always in this one order, so that they don't depend on what else is in the step. */
-INLINE V scores(const Attend *a, const float *q, const float *turned) {
-    V s = all(0), t = all(0);
+/* Scores of Q queries at KEYS keys: each in the one order of operations, whatever else is in the step. */
+INLINE void scores(int Q, const Attend *a, const float *const *q, V (*s)[2]) {
+    V odd[GROUP][2];
+    for (int i = 0; i < Q; i++) s[i][0] = s[i][1] = odd[i][0] = odd[i][1] = all(0);
     int d = 0;
-    for (; d + 2 <= a->D; d += 2) s += all(q[d]) * load(turned + d * 16), t += all(q[d + 1]) * load(turned + d * 16 + 16);
-    if (d < a->D) s += all(q[d]) * load(turned + d * 16);
-    s = (s + t) * all(a->scale);
-    return a->softcap ? all(a->softcap) * hyperbolic(s / all(a->softcap)) : s;
+    for (; d + 2 <= a->D; d += 2) {
+        V k0 = load(a->room + d * KEYS), k1 = load(a->room + d * KEYS + 16);
+        for (int i = 0; i < Q; i++) s[i][0] += all(q[i][d]) * k0, s[i][1] += all(q[i][d]) * k1;
+        k0 = load(a->room + (d + 1) * KEYS), k1 = load(a->room + (d + 1) * KEYS + 16);
+        for (int i = 0; i < Q; i++) odd[i][0] += all(q[i][d + 1]) * k0, odd[i][1] += all(q[i][d + 1]) * k1;
+    }
+    if (d < a->D)
+        for (int i = 0; i < Q; i++) s[i][0] += all(q[i][d]) * load(a->room + d * KEYS), s[i][1] += all(q[i][d]) * load(a->room + d * KEYS + 16);
+    for (int i = 0; i < Q; i++)
+        for (int half_ = 0; half_ < 2; half_++) {
+            V at = (s[i][half_] + odd[i][half_]) * all(a->scale);
+            s[i][half_] = a->softcap ? all(a->softcap) * hyperbolic(at / all(a->softcap)) : at;
+        }
 }
 
-INLINE void add_values(int type, const Attend *a, V p, const uint8_t *v, int count, int size, float *out) {
-    float weights[16];
-    store(weights, p);
+/* out[i] += Σ weight · value over `count` keys. */
+INLINE void add_values(int Q, int type, const Attend *a, float (*weights)[KEYS], const uint8_t *v, int count, int size, float *const *out) {
     int d = 0;
-    for (; d + 64 <= a->D; d += 64) {
-        V o0 = load(out + d), o1 = load(out + d + 16), o2 = load(out + d + 32), o3 = load(out + d + 48);
+    for (; d + 32 <= a->D; d += 32) {
+        V o[GROUP][2];
+        for (int i = 0; i < Q; i++) o[i][0] = load(out[i] + d), o[i][1] = load(out[i] + d + 16);
         for (int j = 0; j < count; j++) {
             const uint8_t *at = v + ((int64_t)j * a->D + d) * size;
-            V w = all(weights[j]);
-            o0 += w * plain(type, at), o1 += w * plain(type, at + 16 * size);
-            o2 += w * plain(type, at + 32 * size), o3 += w * plain(type, at + 48 * size);
+            V v0 = plain(type, at), v1 = plain(type, at + 16 * size);
+            for (int i = 0; i < Q; i++) o[i][0] += all(weights[i][j]) * v0, o[i][1] += all(weights[i][j]) * v1;
         }
-        store(out + d, o0), store(out + d + 16, o1), store(out + d + 32, o2), store(out + d + 48, o3);
-    }
-    for (; d + 16 <= a->D; d += 16) {
-        V o = load(out + d);
-        for (int j = 0; j < count; j++) o += all(weights[j]) * plain(type, v + ((int64_t)j * a->D + d) * size);
-        store(out + d, o);
+        for (int i = 0; i < Q; i++) store(out[i] + d, o[i][0]), store(out[i] + d + 16, o[i][1]);
     }
     for (; d < a->D; d++)
-        for (int j = 0; j < count; j++) out[d] += weights[j] * plain_one(type, v + ((int64_t)j * a->D + d) * size);
+        for (int j = 0; j < count; j++) {
+            float one = plain_one(type, v + ((int64_t)j * a->D + d) * size);
+            for (int i = 0; i < Q; i++) out[i][d] += weights[i][j] * one;
+        }
+}
+
+/* Queries from the `from`-th over the keys from j, of which `there` are there. */
+INLINE void attend_group(int Q, int type, int size, const Attend *a, int from, int64_t j, int there) {
+    const V none = all(-__builtin_inff());
+    const float *q[GROUP];
+    float *out[GROUP];
+    _Alignas(64) float weights[GROUP][KEYS];
+    V s[GROUP][2];
+    int widest = 0;
+    for (int i = 0; i < Q; i++) {
+        const int r = (from + i) / a->heads, h = (from + i) % a->heads;
+        q[i] = a->q + r * a->row + (int64_t)h * a->D, out[i] = a->out + (int64_t)(from + i) * a->D;
+    }
+    scores(Q, a, q, s);
+    for (int i = 0; i < Q; i++) {
+        const int64_t seen = a->first + (from + i) / a->heads - j;
+        const int count = seen < there ? (int)seen : there;
+        float *top = a->most + from + i, *total = a->sums + from + i;
+        if (count <= 0) { /* it stands before these keys */
+            memset(weights[i], 0, sizeof weights[i]);
+            continue;
+        }
+        widest = count > widest ? count : widest;
+        if (a->slopes) { /* key − query */
+            V slope = all(a->slopes[(from + i) % a->heads]);
+            s[i][0] += slope * count_up((float)(1 - seen)), s[i][1] += slope * count_up((float)(17 - seen));
+        }
+        V limit = all((float)count);
+        s[i][0] = pick(count_up(0) < limit, s[i][0], none), s[i][1] = pick(count_up(16) < limit, s[i][1], none);
+        const float now = most(larger(s[i][0], s[i][1]));
+        if (!(now <= *top)) {
+            const float shrink = *top == -__builtin_inff() ? 0 : exponential(all(*top - now))[0];
+            *top = now, *total *= shrink;
+            for (int d = 0; d < a->D; d++) out[i][d] *= shrink;
+        }
+        V p0 = exponential(s[i][0] - all(*top)), p1 = exponential(s[i][1] - all(*top));
+        *total += sum(p0 + p1);
+        store(weights[i], p0), store(weights[i] + 16, p1);
+    }
+    if (widest) add_values(Q, type, a, weights, a->v + j * a->D * size, widest, size, out);
 }
 
 INLINE void attend_typed(int type, int size, const Attend *a) {
     const int n = a->queries * a->heads;
-    const V none = all(-__builtin_inff());
     for (int i = 0; i < n; i++) a->most[i] = -__builtin_inff(), a->sums[i] = 0;
     memset(a->out, 0, sizeof(float) * (size_t)n * a->D);
-    for (int64_t j = a->from; j < a->to; j += 16) {
-        const int there = a->to - j < 16 ? (int)(a->to - j) : 16;
-        const uint8_t *k = a->k + j * a->D * size, *v = a->v + j * a->D * size;
-        turn_keys(type, size, k, there, a->D, a->room);
-        for (int i = 0; i < n; i++) {
-            const int r = i / a->heads, h = i % a->heads;
-            const int64_t seen = a->first + r - j;
-            const int count = seen < there ? (int)seen : there;
-            if (count <= 0) continue;
-            V s = scores(a, a->q + r * a->row + (int64_t)h * a->D, a->room);
-            if (a->slopes) s += all(a->slopes[h]) * count_up((float)(1 - seen)); /* key − query */
-            s = pick(count_up(0) < all((float)count), s, none);
-            float top = most(s), before = a->most[i];
-            if (!(top <= before)) {
-                float shrink = before == -__builtin_inff() ? 0 : exponential(all(before - top))[0];
-                a->most[i] = top, a->sums[i] *= shrink;
-                for (int d = 0; d < a->D; d++) a->out[i * a->D + d] *= shrink;
-            } else
-                top = before;
-            V p = exponential(s - all(top));
-            a->sums[i] += sum(p);
-            add_values(type, a, p, v, count, size, a->out + (int64_t)i * a->D);
-        }
+    for (int64_t j = a->from; j < a->to; j += KEYS) {
+        const int there = a->to - j < KEYS ? (int)(a->to - j) : KEYS;
+        turn_keys(type, size, a->k + j * a->D * size, there, a->D, a->room);
+        int i = 0;
+        for (; i + GROUP <= n; i += GROUP) attend_group(GROUP, type, size, a, i, j, there);
+        if (GROUP > 1 && n - i == 3) attend_group(3, type, size, a, i, j, there);
+        else if (GROUP > 1 && n - i == 2) attend_group(2, type, size, a, i, j, there);
+        else if (GROUP > 1 && n - i == 1) attend_group(1, type, size, a, i, j, there);
     }
 }
 
-static void attend(const Attend *a) {
+OWN void attend(const Attend *a) {
     if (a->type == F32) attend_typed(F32, 4, a);
-    else if (a->type == BF16) attend_typed(BF16, 2, a);
-    else attend_typed(F16, 2, a);
+    else attend_typed(BF16, 2, a);
 }

@@ -8,18 +8,23 @@ name holds a hash of sources and flags: a library of other sources is never take
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-FLAGS = ("-O3", "-std=c11", "-pthread", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math",
-         "-ffp-contract=off")  # fmt: skip
-_PATIENCE = 120  # seconds for the compiler
+FLAGS = ("-O2", "-std=c11", "-pthread", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math",
+         "-ffp-contract=off", "-Wno-psabi")  # fmt: skip
+_PATIENCE = 600  # seconds for the compiler, which takes a tenth of it alone on two cores
+_KEPT = 3  # libraries of other sources: checkouts may share a cache
+_ABANDONED = 3600  # seconds after which nobody compiles any more
 _WAY_OUT = "install one (Debian: apt install gcc; macOS: xcode-select --install) or name yours in CC"
 
 
@@ -49,9 +54,11 @@ def compiled(cache: Path, folder: Path = FOLDER) -> tuple[Path, str]:
     """The library in the folder `cache`, compiled there if it isn't yet, and how it was had, as a phrase.
 
     Its name ends with a hash of its own bytes: what a full disk or a crash cut short isn't refused by the system's
-    loader but ends the process. OSError, SubprocessError: it can't be compiled.
+    loader but ends the process. A line on standard error says that the compiler is at work, and libraries of older
+    sources go then. OSError, SubprocessError: it can't be compiled.
     """
-    name = f"packed-{_system()}-{fingerprint(folder)}"
+    system = f"packed-{_system()}"
+    name = f"{system}-{fingerprint(folder)}"
     for path in sorted(cache.glob(f"{name}-*.so")):
         with suppress(OSError):  # another process may be sweeping too
             if path == cache / f"{name}-{_digest(path)}.so":
@@ -61,11 +68,26 @@ def compiled(cache: Path, folder: Path = FOLDER) -> tuple[Path, str]:
         raise OSError(f"they need POSIX threads, which {platform.system()} doesn't have")
     compiler = _compiler()
     cache.mkdir(parents=True, exist_ok=True)
+    if os.environ.get("RANK", "0") == "0":  # torchrun's
+        print("compiling the native kernels, once (about a minute) …", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix="building-") as room:
         made = _build(compiler, sources(folder)[0], Path(room))
         path = cache / f"{name}-{_digest(made)}.so"
         os.replace(made, path)  # at once: another process may be at it too
+    _sweep(cache, system)
     return path, f"compiled with {compiler[0]}"
+
+
+def _sweep(cache: Path, system: str) -> None:
+    """Remove what is no longer of use in a cache: this system's libraries but the newest, and rooms left by a crash."""
+    with suppress(OSError):  # another process may be at it too
+        named = re.compile(rf"{re.escape(system)}(-[0-9a-f]{{16}}){{2}}\.so")
+        libraries = [path for path in cache.iterdir() if named.fullmatch(path.name)]
+        for path in sorted(libraries, key=lambda path: path.stat().st_mtime, reverse=True)[1 + _KEPT :]:
+            path.unlink()
+        for room in cache.glob("building-*"):
+            if time.time() - room.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(room, ignore_errors=True)
 
 
 def _build(compiler: list[str], files: list[Path], room: Path) -> Path:

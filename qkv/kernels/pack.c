@@ -97,10 +97,11 @@ API int qkv_dequantize(int type, uint8_t *tiles, int64_t K, const int64_t *index
 
 /* ---- which body runs ------------------------------------------------------------------------------------------------ */
 
+static Body with_amx;
 static const Body *const BODIES[] = {
     &qkv_portable,
 #if defined(__x86_64__)
-    &qkv_avx2, &qkv_avx512, &qkv_amx,
+    &qkv_avx2, &qkv_avx512, &with_amx,
 #endif
 };
 static const Body *body = &qkv_portable;
@@ -112,7 +113,7 @@ static int best(void) {
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("bmi2"))
-        return qkv_amx_is_there() ? 3 : 2;
+        return with_amx = qkv_avx512, qkv_with_amx(&with_amx) ? 3 : 2;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")) return 1;
 #endif
     return 0;

@@ -50,7 +50,7 @@ typedef struct {
 
 /* One attention of some queries over some keys: `heads` query heads that share keys of `D` numbers. */
 typedef struct {
-    int D, heads, queries, type; /* type: of the cache, F32, F16 or BF16 */
+    int D, heads, queries, type; /* type: of the cache, F32 or BF16 */
     const float *q; /* query r, head h: q + r · row + h · D */
     int64_t row;
     const uint8_t *k, *v; /* key j: k + j · D · size of type */
@@ -60,7 +60,7 @@ typedef struct {
     const float *slopes; /* for each head, or NULL: ALiBi's */
     float *out; /* [queries, heads, D]: Σ p v, not divided; then in `sums` Σ p, in `most` the largest score */
     float *sums, *most;
-    float *room; /* 16 · D floats, aligned */
+    float *room; /* 32 · D floats, aligned */
 } Attend;
 
 /* A tile of W one byte a weight, as q[k/4][row][4], and the scale d and minimum of each row's groups. */
@@ -85,8 +85,8 @@ typedef struct {
 
 extern const Body qkv_portable;
 #if defined(__x86_64__)
-extern const Body qkv_avx2, qkv_avx512, qkv_amx;
-int qkv_amx_is_there(void);
+extern const Body qkv_avx2, qkv_avx512;
+int qkv_with_amx(Body *body); /* adds it to a body; 0: it isn't there */
 void qkv_spread(int type, const uint8_t *tile, int64_t K, const Spread *to); /* of avx512.c */
 #endif
 

@@ -266,7 +266,7 @@ static Block block_at(const Run *run, int64_t at) {
 
 static float *splits_of(const Run *run, int thread, long at) {
     if (run->alone) return run->partial + at * run->splits * run->slot;
-    return (float *)(run->mine + thread * run->attend_bytes) + 16 * run->op->D;
+    return (float *)(run->mine + thread * run->attend_bytes) + 32 * run->op->D;
 }
 
 static void attend_split(const Run *run, const Block *b, int thread, int64_t split, float *to) {
@@ -345,10 +345,9 @@ static void norm_piece(void *with, int thread, long at) { /* out = norm(in), or 
     Run *run = with;
     const Op *op = run->op;
     const int64_t K = op->K;
-    float *out = op->part[0].out + at * K;
-    run->body->norm(op->norm, row_of(run, at), K, op->norm_w, op->norm_b, op->eps, out);
-    if (op->residual) for (int64_t i = 0; i < K; i++) out[i] += op->residual[at * K + i];
-    (void)thread;
+    float *out = op->part[0].out + at * K, *made = op->residual ? (float *)(run->mine + thread * run->block_bytes) : out;
+    run->body->norm(op->norm, row_of(run, at), K, op->norm_w, op->norm_b, op->eps, made);
+    if (op->residual) for (int64_t i = 0; i < K; i++) out[i] = op->residual[at * K + i] + made[i]; /* maybe the same place */
 }
 
 /* ---- embedding ------------------------------------------------------------------------------------------------------ */
@@ -400,11 +399,11 @@ static int run_step(const Step *step) {
     int64_t partial = 0, blocks = up(step->rows > step->picks ? step->rows : step->picks, ROWS) / ROWS;
     for (int64_t i = 0; i < step->count; i++) {
         const Op *op = step->ops + i;
-        int64_t x = op->kind == LINEAR ? bytes_for_x(op->K, ROWS) : 0, a = 0;
+        int64_t x = op->kind == LINEAR ? bytes_for_x(op->K, ROWS) : op->kind == NORM ? up(op->K * sizeof(float), 64) : 0, a = 0;
         if (op->kind == ATTEND) {
             const int64_t pieces = blocks_of_queries(step) * op->kv_heads, splits = most_splits(step) * slot_of(op);
             const int alone = is_alone(step, pieces);
-            a = up((16 * op->D + (alone ? 0 : splits)) * sizeof(float), 64);
+            a = up((32 * op->D + (alone ? 0 : splits)) * sizeof(float), 64);
             partial = alone && pieces * splits * (int64_t)sizeof(float) > partial ? pieces * splits * (int64_t)sizeof(float) : partial;
         }
         const int64_t spread = op->kind == LINEAR ? bytes_for_spread(op->K) : 0;

@@ -156,6 +156,18 @@ def test_text_to_text(command: Command, tmp_path: Path) -> None:
     assert ran.out.count("\n") == 2  # a line each
 
 
+def test_which_path_computed_the_steps(command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Native ones need no word; torch's are told with the reason, or who knows it."""
+    args = ("generate", PROMPT, "-m", folder, "--max-tokens", 3)
+    assert "steps by" not in command(*args).err
+    assert command(*args, "--json").json["timing"]["step"].startswith("native (")
+    for why, said in (("it is off", "torch (it is off)"), ("no compiler " * 9, "torch (qkv doctor says why)")):
+        monkeypatch.setattr("qkv.nn.lower.native", lambda: None)
+        monkeypatch.setattr("qkv.nn.lower.reason", lambda why=why: why)
+        assert f" · steps by {said}\n" in command(*args).err.replace(" · cut at", "\n")
+        assert command(*args, "--json").json["timing"]["step"] == f"torch ({why})"
+
+
 def test_guesses_change_no_text_and_are_counted(command: Command, folder: Path) -> None:
     args = ("generate", "one two three " * 4, "-m", folder, "--max-tokens", 40)
     plain = command(*args)
