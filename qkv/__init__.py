@@ -4,7 +4,7 @@
     m(ids)                                   # logits
     m.generate("The capital of France is")   # text
     with qkv.record(m, attention=True) as tape: ...
-    qkv.save(m, "folder")                    # what transformers loads
+    qkv.save(m, "folder", dequantize=True)   # what transformers loads
 
 Names are imported when they are first used, so that `import qkv` costs nothing and needs no torch.
 """

@@ -103,7 +103,10 @@ class Model(Transformer):
     def drafted_by(self, draft: "Model") -> Draft:
         """Guesses of another model, for `qkv.generate`. InputError: its tokens are others, …"""
         if self.tokenizer is not None and draft.tokenizer is not None and not self.tokenizer.same_ids(draft.tokenizer):
-            raise InputError("the draft's tokenizer gives other ids than the model's, so it can't guess for it")
+            raise InputError(
+                "the draft's tokenizer gives other ids than the model's, so it can't guess for it: take a smaller model"
+                " of the same tokenizer, or lookup"
+            )
         guesser = Draft(draft)
         guesser.check(self)
         return guesser

@@ -92,7 +92,9 @@ def check(to: str, group: int) -> None:
     if to not in SCHEMES:
         raise InputError(f"quantize to {to!r}: it is not one of {', '.join(SCHEMES)}")
     if group != GROUP:
-        raise InputError(f"a group of {group} weights: the kernels hold groups of {GROUP} and no other")
+        raise InputError(
+            f"a group of {group} weights: the kernels hold groups of {GROUP} and no other; give {GROUP}, or nothing"
+        )
 
 
 def _none_packed(weights: Mapping[str, Tensor | Packed]) -> None:

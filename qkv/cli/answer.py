@@ -38,7 +38,7 @@ Dtype = Annotated[str | None, typer.Option(help=f"Hold the weights as {', '.join
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. The processor if not given.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Processor cores to use.")]
 
-_LONG = 60  # characters
+_LONG = 80  # characters
 # What would move the cursor or change the terminal is shown as U+FFFD; a line's end and a tab stay.
 CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\ufffd")
 
@@ -123,13 +123,14 @@ def _write(text: str, file: TextIO) -> None:
     file.flush()
 
 
-def sum_up(generation: "Generation") -> str:
-    """The last line: tokens, tokens/s, GB/s, guesses, memory; and why steps were torch's, where they were."""
+def sum_up(generation: "Generation", guesses: bool = False) -> str:
+    """The last line: tokens, tokens/s, GB/s, guesses (where there were or could be any), memory; and why steps were
+    torch's, where they were."""
     timing = generation.timing
     parts = [f"{len(generation.tokens)} tokens"]
     if timing.tokens_per_second is not None and timing.gigabytes_per_second is not None:
         parts += [f"{timing.tokens_per_second:.1f} tokens/s", f"{timing.gigabytes_per_second:.1f} GB/s"]
-    if timing.guessed:
+    if timing.guessed or guesses:
         parts.append(f"{timing.accepted} of {timing.guessed} guesses right")
     if timing.peak_memory is not None:
         parts.append(f"{timing.peak_memory / 1e9:.2f} GB of memory")

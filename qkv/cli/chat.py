@@ -147,4 +147,4 @@ def _answer(talk: "Talk", text: str, quiet: bool) -> None:
     with closing(talk.ask(text)) as pieces:
         done = answer.stream(pieces, sys.stderr if quiet else sys.stdout)
     if done is not None:
-        note(answer.sum_up(done))
+        note(answer.sum_up(done, guesses=talk.guesser is not None or bool(talk.settings.lookup)))

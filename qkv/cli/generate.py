@@ -103,7 +103,7 @@ def generate(
     else:
         done = answer.stream(ask(stream=True), sys.stdout)
     if done is not None:
-        note(answer.sum_up(done))
+        note(answer.sum_up(done, guesses=guessing is not None or lookup is not None))
 
 
 def _id(model: "Model", token: str) -> int:

@@ -47,10 +47,10 @@ def quantize(
     if target.exists():
         raise InputError(f"{target} is there already; choose another folder by --out, or remove it first")
     source, said = _source(described)
-    loaded = load(described.source.path, "float32" if described.gguf is not None else None)
-    with progress("quantizing") as over:
-        done = pack(loaded, to, group, over=over)
     with _whole(target) as making:
+        loaded = load(described.source.path, "float32" if described.gguf is not None else None)
+        with progress("quantizing") as over:
+            done = pack(loaded, to, group, over=over)
         save(loaded, making)
     found = {"model": model, "origin": described.source.origin, "path": str(target), "source": source}
     notes = [*said, *loaded.notes, *done.notes]
@@ -86,12 +86,16 @@ def _source(described: "Described") -> tuple[str, list[str]]:
 
 @contextmanager
 def _whole(target: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `target` once the body is done, or else goes."""
+    """A folder to fill, which becomes `target` once the body is done, or else goes. InputError: none can be made there,
+    or it can't be filled."""
     making = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         making.mkdir(parents=True)
         yield making
         making.rename(target)
+    except OSError as error:
+        why = error.strerror or error
+        raise InputError(f"{target} can't be written: {why}; choose another folder by --out") from error
     finally:
         shutil.rmtree(making, ignore_errors=True)
 

@@ -191,7 +191,7 @@ class _Search:
 def _run(model: Transformer, searches: list[_Search], chunk: int) -> Iterator[tuple[int, Generation]]:
     """The searches' results as they end, by their prompt's index."""
     read = Reader(model)
-    watch = Watch(model, read.how)
+    watch = Watch(model)
     watch.start()
     # It grows as it fills, because each reordering copies all of it.
     cache = new_cache(model, [search.request.source for search in searches], None, chunk)
@@ -200,6 +200,7 @@ def _run(model: Transformer, searches: list[_Search], chunk: int) -> Iterator[tu
         counts = iter(share([len(ids) for search in searches for ids in search.waiting], chunk))
         ids = [taken for search in searches for taken in search.take([next(counts) for _ in search.waiting])]
         logits = read(ids, cache, [int(search.ready) for search in rows])
+        watch.how = read.how
         watch.read(cache.lengths, [len(search.request.source) for search in rows])
         kept, at = list[int](), 0
         for search in searches:

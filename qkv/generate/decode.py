@@ -144,7 +144,7 @@ class _Row:
 
 def _run(model: Transformer, rows: list[_Row], cache: Cache | None, chunk: int) -> Iterator[Step]:
     read = Reader(model)
-    watch = Watch(model, read.how)
+    watch = Watch(model)
     watch.start()
     if cache is None:
         length = max(len(row.ids) + row.request.limit for row in rows)
@@ -157,6 +157,7 @@ def _run(model: Transformer, rows: list[_Row], cache: Cache | None, chunk: int) 
         _think([row for row, one in zip(rows, ready, strict=True) if one], chunk - sum(counts), cache)
         wanted = [one + len(row.guess) for row, one in zip(rows, ready, strict=True)]
         logits = read([row.take(n) for row, n in zip(rows, counts, strict=True)], cache, wanted)
+        watch.how = read.how
         watch.read(cache.lengths, [len(row.request.source) for row in rows])
         steps = []
         for row, mine in zip(rows, torch.split(logits, wanted), strict=True):

@@ -6,6 +6,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from qkv.generate.limits import check_ids
 from qkv.nn.batch import Batch
 from qkv.nn.cache import Cache, Memory
 from qkv.nn.lower import NativeStep, NotServed
@@ -27,7 +28,7 @@ def share(waiting: Sequence[int], chunk: int) -> list[int]:
 
 
 class Reader:
-    """A model's steps: by the native library where it can do all of them, else by torch. `how`: which, and why.
+    """A model's steps: by the native library where it can do them, else by torch. `how`: which so far, and why.
 
     It is made for one run: the native step holds the weights as they are when it is made."""
 
@@ -50,8 +51,13 @@ class Reader:
         ids = [i for chunk in chunks for i in chunk]
         ends = accumulate(lengths)
         places = [end - back for end, n in zip(ends, wanted, strict=True) for back in range(n, 0, -1)]
+        check_ids("a step", ids, self.model.spec.vocab)
         logits = self.native(ids, batch, cache, places) if self.native is not None else None
-        return logits if logits is not None else self._by_torch(ids, batch, cache, places)
+        if logits is not None:
+            return logits
+        if self.native is not None and not self.how.startswith("torch"):
+            self.how = "torch (for some steps: a window's cache, or many tokens by plain matrices)"
+        return self._by_torch(ids, batch, cache, places)
 
     def _by_torch(self, ids: list[int], batch: Batch, cache: Cache, places: list[int]) -> Tensor:
         model, device = self.model, self.model.device

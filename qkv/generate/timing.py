@@ -82,8 +82,8 @@ class Moment:
 class Watch:
     """Measures the steps of one batch. What a consumer does between them doesn't count."""
 
-    def __init__(self, model: Transformer, step: str = "") -> None:
-        self.device, self.traffic, self.how = model.device, Traffic(model), step
+    def __init__(self, model: Transformer) -> None:
+        self.device, self.traffic, self.how = model.device, Traffic(model), ""
         self.spent, self.prefilled, self.bytes = 0.0, 0.0, 0
 
     def start(self) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 FLAGS = ("-O2", "-std=c11", "-pthread", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math",
          "-ffp-contract=off", "-Wno-psabi")  # fmt: skip
-_PATIENCE = 600  # seconds for the compiler, which takes a tenth of it alone on two cores
+_PATIENCE = 600  # seconds for the compiler: 15 on two idle cores, many times that where others compute
 _KEPT = 3  # libraries of other sources: checkouts may share a cache
 _ABANDONED = 3600  # seconds after which nobody compiles any more
 _WAY_OUT = "install one (Debian: apt install gcc; macOS: xcode-select --install) or name yours in CC"
@@ -69,7 +69,7 @@ def compiled(cache: Path, folder: Path = FOLDER) -> tuple[Path, str]:
     compiler = _compiler()
     cache.mkdir(parents=True, exist_ok=True)
     if os.environ.get("RANK", "0") == "0":  # torchrun's
-        print("compiling the native kernels, once (about a minute) …", file=sys.stderr, flush=True)
+        print("compiling the native kernels once (about 20 s) …", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix="building-") as room:
         made = _build(compiler, sources(folder)[0], Path(room))
         path = cache / f"{name}-{_digest(made)}.so"

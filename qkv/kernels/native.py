@@ -17,6 +17,7 @@ from qkv.paths import cache_root
 
 TYPES = {"Q4_0": 2, "Q4_1": 3, "Q8_0": 8, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14}  # as in qkv.h
 TILE = 16  # rows of a matrix that lie together
+_OFF = ("0", "off", "no", "false")  # of QKV_NATIVE
 LEVELS = ("portable", "avx2", "avx512", "amx")
 
 
@@ -100,8 +101,8 @@ def reason() -> str:
 
 @cache
 def _found() -> tuple[Native | None, str]:
-    if os.environ.get("QKV_NATIVE") == "0":
-        return None, "native kernels are off: QKV_NATIVE is 0"
+    if (said := os.environ.get("QKV_NATIVE", "1")).lower() in _OFF:
+        return None, f"native kernels are off: QKV_NATIVE is {said}"
     if sys.byteorder != "little":
         return None, "native kernels need a little-endian processor"
     wrong = []

@@ -145,7 +145,8 @@ class Plan:
         self._norm(op, norm)
         op.residual = self._at(residual.at) if residual is not None else None
         for i, (matrix, bias, out) in enumerate(outs):
-            assert x.width == matrix.K and out.width == matrix.N, "a product of other sizes than its buffers"
+            assert (x.width, out.width) == (matrix.K, matrix.N), "a product of other sizes than its buffers"
+            assert residual is None or residual.width == matrix.N, "a sum of other sizes than its buffers"
             self._holds.append(matrix)
             act = ACTIVATIONS[activation] if i == 0 or not gated else 0
             op.part[i] = _Part(matrix.address, self._floats(bias), self._at(out.at), matrix.N, matrix.type, act)

@@ -178,13 +178,22 @@ static void own_product_piece(void *with, int thread, long at) { /* few rows: ea
     product_piece(run, thread, at);
 }
 
+/* As many as may be, of those numbers by which the threads get even shares. */
+static int tiles_in_piece(const Op *op, int parts, int64_t threads) {
+    int64_t best = 0, longest = INT64_MAX;
+    for (int64_t tiles = WIDE / TILE; tiles; tiles--) {
+        int64_t pieces = 0;
+        for (int i = 0; i < parts; i++) pieces += up(op->part[i].N, tiles * TILE) / (tiles * TILE);
+        int64_t share = up(pieces, threads) / threads * tiles;
+        if (share < longest) best = tiles, longest = share;
+    }
+    return (int)best;
+}
+
 static void linear(Run *run, Phase *phases, int thread) {
     const Op *op = run->op;
     const int parts = op->gated ? 1 : op->parts;
-    int64_t tiles = 0;
-    for (int i = 0; i < parts; i++) tiles += up(op->part[i].N, TILE) / TILE;
-    tiles /= run->step->threads * 8;
-    run->tiles = tiles < 1 ? 1 : tiles > WIDE / TILE ? WIDE / TILE : (int)tiles;
+    run->tiles = tiles_in_piece(op, parts, run->step->threads);
     for (int i = 0; i < parts; i++) run->before[i + 1] = run->before[i] + up(op->part[i].N, run->tiles * TILE) / (run->tiles * TILE);
     for (int i = parts; i < PARTS; i++) run->before[i + 1] = run->before[i];
     if (run->per == ROWS && run->blocks == 1) {

@@ -19,7 +19,7 @@ typedef struct { /* y = act(W x + b) · scale */
 typedef struct {
     int32_t kind, parts;
     /* EMBED: rows of part[0] · scale + rows of `residual` [positions, N], to its `out`.
-       LINEAR and NORM: the input's rows [rows, K], and its norm; what is added to the result of the first part */
+       LINEAR and NORM: the input's rows [rows, K], and its norm; what is added to the results */
     const float *in, *residual, *norm_w, *norm_b;
     int64_t K;
     int32_t norm, gated; /* gated: the first part's output ⊙ the second's, in the first's place */

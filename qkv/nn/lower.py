@@ -2,10 +2,8 @@
 
 T  tokens in a step    V  vocabulary
 
-The model does not know of it, and its own forward is what this must agree with (a test holds every family to it). A
-part that nobody has written down here, a hook, or a wrapped part (an adapter, a recorder) leaves the whole step to
-torch, with the reason.
-"""
+The model does not know of it; its own forward is what this must agree with. A part that is not written down here, a
+hook, or a wrapped part (an adapter, a recorder) leaves the whole step to torch, with the reason."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -21,19 +19,19 @@ from qkv.nn.attend import attend
 from qkv.nn.attention import Attention
 from qkv.nn.batch import Batch
 from qkv.nn.block import Parallel, PostNorm, PreNorm, Sandwich
-from qkv.nn.cache import Cache, Contiguous
+from qkv.nn.cache import Cache, Contiguous, Kept
 from qkv.nn.embed import Embed
 from qkv.nn.head import LMHead
 from qkv.nn.linear import Embedding, Linear
 from qkv.nn.mask import Causal, Window
-from qkv.nn.mlp import Gated, Plain
+from qkv.nn.mlp import ACTIVATIONS, Gated, Plain
 from qkv.nn.norm import LayerNorm, RMSNorm
 from qkv.nn.packed import Packed
 from qkv.nn.position import Alibi, Learned, Relative, Rotary
 from qkv.nn.stack import Stack, Transformer
 
 FEW = 8  # rows: beyond, torch's products with plain matrices are faster
-_METHODS = {"forward", "states", "logits"}
+CACHED = (torch.float32, torch.bfloat16)
 LEAST_ANGLES = 256  # positions that rotary angles are made for at a time
 
 
@@ -60,7 +58,7 @@ class NativeStep:
         """ids [T] of a batch, all within the vocabulary → logits [len(picked), V] float32 after these places of the
         stream; the cache then holds the tokens too. None: this step is for torch, and nothing has happened."""
         served = self.most_rows is None or len(ids) <= self.most_rows
-        if not served or not all(isinstance(kept, Contiguous) for kept in cache.layers):
+        if not served or not all(_keeps(kept) for kept in cache.layers):
             return None
         logits = self._plan(len(ids)).run(ids, batch, cache, picked)
         cache.advance(batch)
@@ -81,7 +79,7 @@ class _Written:
         self.attentions: list[tuple[int, Tensor]] = []
         self.kept: dict[int, Tensor | None] = defaultdict(lambda: None)  # whose keys the plan knows, by layer
         self.turns: dict[tuple[Any, int], tuple[Rotary, list[int]]] = {}
-        self.angles, self.all_packed = 0, True
+        self.slots, self.angles, self.all_packed = 0, 0, True  # slots: that these hold
         self.rooms: dict[tuple[str, int], Buffer] = {}
         stack = model.last
         self.x = self.room("x", model.spec.dim)
@@ -128,28 +126,39 @@ class _Written:
         if self.positions is not None:
             self.positions.check(batch)
         self.reach(max(batch.ends))
-        for i, ((number, like), storage) in enumerate(zip(self.attentions, cache.layers, strict=True)):
-            assert isinstance(storage, Contiguous)
-            keys, values = storage.room(like, batch)
-            if self.kept[i] is not keys:
-                self.plan.keep(number, keys, values)
-                self.kept[i] = keys
+        self._keep(batch, cache)
         logits = torch.empty(len(picked), self.spec.vocab)
         self.plan.place(self.head, logits)
         self.plan.run(ids, batch.lengths, batch.starts, picked)
         return logits
 
+    def _keep(self, batch: Batch, cache: Cache) -> None:
+        """Tells the plan where keys and values go, in each layer where that has changed."""
+        fits = any(batch.starts) and max(batch.ends) <= self.slots
+        for i, storage in enumerate(cache.layers):
+            assert isinstance(storage, Contiguous)
+            if not (fits and storage.k is self.kept[i]):
+                number, like = self.attentions[i]
+                keys, values = storage.room(like, batch)
+                self.kept[i] = keys
+                self.plan.keep(number, keys, values)
+                self.slots = keys.shape[2]
+
     def _embed(self, embed: nn.Module) -> None:
         if type(embed) is not Embed or type(embed.tokens) is not Embedding or embed.segment is not None:
             raise NotServed("its embedding")
-        if type(embed.norm) is not nn.Identity or type(embed.project) is not nn.Identity:
-            raise NotServed("an embedding with a norm or a projection")
+        if type(embed.project) is not nn.Identity:
+            raise NotServed("an embedding with a projection")
         if type(embed.position) not in (Learned, type(None)):
             raise NotServed(f"the position {type(embed.position).__name__}")
         self.positions: Learned | None = embed.position
         rows = None if self.positions is None else self.positions.weight[self.positions.offset :]
         scale = float(torch.tensor(embed.scale, dtype=self.dtype))
         self.plan.embed(self.matrix(embed.tokens.weight), self.x, scale=scale, positions=rows)
+        self.all_packed = True  # only rows of the table are read
+        norm = _norm(embed.norm)
+        if norm is not None:
+            self.plan.norm(self.x, norm, self.x)
 
     def _head(self, model: Transformer, norm: Norm | None) -> None:
         head = model.head
@@ -162,6 +171,11 @@ class _Written:
         )
 
 
+def _keeps(kept: Kept) -> bool:
+    """Can the library's attention read and fill it?"""
+    return isinstance(kept, Contiguous) and (kept.k is None or kept.k.dtype in CACHED)
+
+
 # --- parts -----------------------------------------------------------------------------------------------------------
 
 
@@ -171,7 +185,8 @@ def _plainly_itself(model: Transformer) -> None:
     if (mine.states, mine.logits, type(model.last)) != (whole.states, whole.logits, Stack):
         raise NotServed(f"{mine.__name__} has steps of its own")
     for name, module in model.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks or not vars(module).keys().isdisjoint(_METHODS):
+        patched = any(callable(getattr(type(module), key, None)) for key in vars(module))
+        if module._forward_hooks or module._forward_pre_hooks or patched:
             raise NotServed(f"{name or 'the model'} is hooked or patched")
         if isinstance(module, Attention) and module.attend is not attend:
             raise NotServed(f"{name} is being recorded")
@@ -212,11 +227,13 @@ def _attention(
     position, slopes = part.position, None
     if type(position) is Alibi:
         slopes = torch.tensor(position.slopes(H))
-    elif type(position) is Rotary and not isinstance(position.spec.scaling, spec.DynamicNTKScaling):
-        pass
-    elif type(position) is not Relative:
+    elif type(position) not in (Rotary, Relative):
         raise NotServed(f"the position {type(position).__name__}")
+    elif isinstance(position, Rotary) and isinstance(position.spec.scaling, spec.DynamicNTKScaling):
+        raise NotServed("dynamic NTK scaling")
     norms = (_norm(part.q_norm), _norm(part.k_norm))
+    if len({(norm.kind, norm.eps) if norm else None for norm in norms}) > 1:
+        raise NotServed("queries and keys with different norms")
     number = to.plan.attend(
         q, k, v, mixed, heads=H, kv_heads=G, scale=part.scale, softcap=part.spec.softcap, slopes=slopes,
         norms=(norms[0], norms[1]) if norms[0] is not None and norms[1] is not None else None,
@@ -227,16 +244,22 @@ def _attention(
     to.plan.linear(mixed, [to.linear(part.out, out)], residual=residual)
 
 
+def _activation(part: Plain | Gated) -> str:
+    if part.activation is not ACTIVATIONS[part.spec.activation]:
+        raise NotServed("an activation that was replaced")
+    return part.spec.activation
+
+
 def _plain(to: _Written, part: Plain, x: Buffer, norm: Norm | None, out: Buffer, residual: Buffer | None) -> None:
     up = to.linear(part.up, to.room("up", part.up.out_features))
-    to.plan.linear(x, [up], norm=norm, activation=part.spec.activation)
+    to.plan.linear(x, [up], norm=norm, activation=_activation(part))
     to.plan.linear(up[2], [to.linear(part.down, out)], residual=residual)
 
 
 def _gated(to: _Written, part: Gated, x: Buffer, norm: Norm | None, out: Buffer, residual: Buffer | None) -> None:
     gate = to.linear(part.gate, to.room("gate", part.gate.out_features))
     up = to.linear(part.up, to.room("up", part.up.out_features))
-    to.plan.linear(x, [gate, up], norm=norm, activation=part.spec.activation, gated=True)
+    to.plan.linear(x, [gate, up], norm=norm, activation=_activation(part), gated=True)
     to.plan.linear(gate[2], [to.linear(part.down, out)], residual=residual)
 
 

@@ -127,8 +127,10 @@ class Packed(nn.Module):
         destination[prefix + "blocks"] = self.blocks
 
     def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        missing, errors = rest[2], rest[4]
+        _, strict, missing, unexpected, errors = rest
         blocks = state.get(prefix + "blocks")
+        if strict:
+            unexpected += [key for key in state if key.startswith(prefix) and key != prefix + "blocks"]
         if blocks is None:
             missing.append(prefix + "blocks")
         elif blocks.dtype != torch.uint8 or blocks.shape != self.blocks.shape:

@@ -184,6 +184,8 @@ def test_guesses_change_no_text_and_are_counted(command: Command, folder: Path) 
     assert f"draft: {folder}" in ran.err
     assert found["draft"] == str(folder)
     assert "guesses" not in plain.err
+    none = command("generate", "one two", "-m", folder, "--max-tokens", 1, "--lookup", 4)
+    assert " · 0 of 0 guesses right · " in none.err
 
 
 def test_guesses_that_cannot_be_are_refused(command: Command, folder: Path, gguf_file: Path) -> None:

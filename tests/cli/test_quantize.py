@@ -85,6 +85,18 @@ def test_wrong_input_is_named_and_nothing_is_written(
     assert list(Path().iterdir()) == []
 
 
+def test_a_folder_that_cannot_be_made_is_told_before_any_work(
+    command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qkv.adapt.quantize.quantize", lambda *_: pytest.fail("worked for nothing"))
+    Path("file").write_text("")
+    ran = command("quantize", folder, "--out", "file/new")
+    assert (ran.code, ran.err) == (
+        1,
+        "error: file/new can't be written: Not a directory; choose another folder by --out\n",
+    )
+
+
 def test_what_is_quantized_is_not_quantized_again(command: Command, folder: Path) -> None:
     command("quantize", folder)
     ran = command("quantize", "tiny-int4", "--to", "int8")
@@ -97,6 +109,7 @@ def test_a_save_that_fails_leaves_nothing(command: Command, folder: Path, monkey
         raise OSError("No space left on device")
 
     monkeypatch.setattr("qkv.load.model.write_json", full)  # weights and tokenizer are written by then
-    with pytest.raises(OSError, match="No space"):
-        command("quantize", folder)
+    ran = command("quantize", folder)
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err.endswith("tiny-int4 can't be written: No space left on device; choose another folder by --out\n")
     assert list(Path().iterdir()) == []

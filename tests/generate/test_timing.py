@@ -79,12 +79,22 @@ def test_rates() -> None:
         "gigabytes_per_second": 5.0,
         "guessed": 0,
         "accepted": 0,
+        "step": "",
     }
     one = Timing(100, 0.5, 0.6, 0, 0.0, 0, None)
     assert (one.tokens_per_second, one.bytes_per_token, one.gigabytes_per_second) == (None, None, None)
     guessed = replace(timing, guessed=40, accepted=30)
     assert guessed.decode_tokens == 50
     assert (guessed.tokens_per_second, guessed.bytes_per_token, guessed.gigabytes_per_second) == (25.0, 2e8, 5.0)
+
+
+def test_it_says_what_computed_the_steps() -> None:
+    watch = Watch(Transformer(model_spec()))
+    watch.how = "torch (no compiler)"
+    watch.start()
+    watch.read([1])
+    now = watch.now()
+    assert watch.timing(now, now, 1, 0).step == "torch (no compiler)"
 
 
 def test_peak_memory_is_in_bytes() -> None:

@@ -17,7 +17,7 @@ from qkv.kernels.build import FOLDER, compiled, fingerprint, packaged, sources
 
 ROOT = FOLDER.parents[1]
 ANSWER = '#include "number.h"\n__attribute__((visibility("default"))) int qkv_answer(void) { return NUMBER; }\n'
-SAID = "compiling the native kernels, once (about a minute) …\n"
+SAID = "compiling the native kernels once (about 20 s) …\n"
 
 
 @pytest.fixture

@@ -198,9 +198,7 @@ def test_only_the_rows_that_are_asked_for_to_a_place_of_each_step(kind: str) -> 
     x = whole(torch.randn(30, 64))
     (matrix, w), plan = weight(kind, 70, 64), Plan(library(), 30)
     bias, inside = torch.randn(70), filled(plan, x)
-    number = plan.linear(
-        inside, [(matrix, bias, Buffer(70, torch.empty(0)))], scale=0.01, softcap=2.5, picked=True
-    )
+    number = plan.linear(inside, [(matrix, bias, Buffer(70, torch.empty(0)))], scale=0.01, softcap=2.5, picked=True)
     exact = 2.5 * torch.tanh((x @ w.T * 0.01 + bias) / 2.5)
     for picked in ([29], [0, 3, 17], [], list(range(30)), [5, 5, 2]):
         out = torch.full((len(picked) + 1, 70), 7.0)
@@ -336,7 +334,13 @@ def test_attention(how: str, D: int) -> None:
 @pytest.mark.parametrize("how", ["plain", "softcap", "alibi", "halves"])
 def test_attention_over_many_keys(how: str, dtype: torch.dtype) -> None:
     options = {**HOW[how], **({"dims": 20} if HOW[how].get("dims") == -1 else {})}
-    for starts, lengths in (([600], [1]), ([255], [1]), ([256], [1]), ([250], [20]), ([599, 0, 255, 257], [1, 3, 9, 40])):
+    for starts, lengths in (
+        ([600], [1]),
+        ([255], [1]),
+        ([256], [1]),
+        ([250], [20]),
+        ([599, 0, 255, 257], [1, 3, 9, 40]),
+    ):
         Attending(6, 2, 20, starts, dtype=dtype, **options).holds(lengths)
 
 
@@ -394,6 +398,8 @@ def test_sizes_that_do_not_fit_are_refused_before_anything_runs() -> None:
         plan.linear(plan.buffer(8), [(weight("F32", 4, 9)[0], None, plan.buffer(4))])
     with pytest.raises(AssertionError, match="other sizes"):
         plan.linear(plan.buffer(9), [(weight("F32", 4, 9)[0], None, plan.buffer(5))])
+    with pytest.raises(AssertionError, match="a sum of other sizes"):
+        plan.linear(plan.buffer(9), [(weight("F32", 4, 9)[0], None, plan.buffer(4))], residual=plan.buffer(5))
     with pytest.raises(KeyError):
         Matrix.plain(torch.zeros(2, 2, dtype=torch.float64))
     assert set(FLOATS_BY_NAME.values()) == set(FLOATS)

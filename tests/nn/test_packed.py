@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from qkv.kernels.dequantize import dequantize
+from qkv.kernels.native import TYPES
 from qkv.nn.linear import Embedding, Linear
-from qkv.nn.packed import FEW, Packed, named_weights, plain
+from qkv.nn.packed import Packed, named_weights, plain
 from tests.kernels.test_dequantize import random_blocks
 
 
@@ -24,7 +26,7 @@ def linear(weight: Packed, bias: bool = False) -> Linear:
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "Q5_0", "Q5_1"])
-@pytest.mark.parametrize("rows", [1, FEW, FEW + 1, 40])
+@pytest.mark.parametrize("rows", [1, 8, 17])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_path_is_close_to_the_reference(kind: str, rows: int, dtype: torch.dtype) -> None:
     layer = linear(packed(kind), bias=True).to(dtype)
@@ -80,15 +82,54 @@ def test_it_is_copied_moved_and_stored_like_a_part() -> None:
     expected = layer(x)
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), layer.to("cpu")):
         torch.testing.assert_close(other(x), expected)
-    assert copy.deepcopy(layer).weight.blocks.data_ptr() != layer.weight.blocks.data_ptr()
+    assert copy.deepcopy(layer).weight.held.data_ptr() != layer.weight.held.data_ptr()
+    assert set(layer.state_dict()) == {"weight.blocks", "bias"}
     other = linear(Packed(torch.zeros_like(layer.weight.blocks), "Q4_1"), bias=True)
     other.load_state_dict(layer.state_dict())
     torch.testing.assert_close(other(x), expected)
     assert set(named_weights(layer)) == {"weight", "bias"}
     assert torch.equal(plain(named_weights(layer)["weight"]), layer.weight.dequantize())
-    assert layer.weight.nbytes == layer.weight.numel() * 20 // 32
+    # of tiles of 16 rows
+    assert layer.weight.nbytes == (80 * 192 * 20 // 32 if layer.weight.tiled else layer.weight.numel() * 20 // 32)
 
 
 def test_it_moves_to_another_device_whole() -> None:
     weight = packed().to("meta")
     assert (weight.device.type, weight.dtype, weight.shape) == ("meta", torch.float32, (70, 192))
+
+
+@pytest.mark.parametrize("kind", [*TYPES, "Q5_0", "Q5_1"])
+@pytest.mark.parametrize("rows", [1, 16, 70])
+def test_its_bytes_are_the_file_s(kind: str, rows: int) -> None:
+    raw = torch.from_numpy(random_blocks(kind, rows, 2, 3))
+    weight = Packed(raw, kind)
+    assert weight.tiled is (kind in TYPES)
+    changed = linear(weight).to(torch.bfloat16).weight
+    for other in (weight, changed, copy.deepcopy(weight), pickle.loads(pickle.dumps(weight))):
+        assert torch.equal(other.blocks, raw)
+        assert other.state_dict().keys() == {"blocks"}
+    assert changed.dtype == torch.bfloat16
+    assert pickle.loads(pickle.dumps(changed)).dtype == copy.deepcopy(changed).dtype == torch.bfloat16
+    assert torch.equal(weight.dequantize(), dequantize(raw.view(-1), kind, tuple(weight.shape)))
+
+
+def test_what_does_not_fit_is_said_when_it_is_loaded() -> None:
+    weight = packed()
+    before = weight.blocks
+    with pytest.raises(RuntimeError, match="blocks"):
+        weight.load_state_dict({})
+    for wrong in (torch.zeros(69, 120, dtype=torch.uint8), torch.zeros(70, 120)):
+        with pytest.raises(RuntimeError, match=r"blocks: expected uint8 \[70, 120\]"):
+            weight.load_state_dict({"blocks": wrong})
+    with pytest.raises(RuntimeError, match="more"):
+        weight.load_state_dict({"blocks": before, "more": before})
+    assert torch.equal(weight.blocks, before)
+    weight.load_state_dict({"blocks": torch.zeros_like(before)})
+    assert not F.linear(torch.ones(1, 192), weight).any()
+
+
+def test_a_compiler_sees_one_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, x = packed(), torch.randn(3, 192)
+    eager = F.linear(x, weight)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert torch.equal(F.linear(x, weight), eager)
