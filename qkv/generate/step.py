@@ -28,17 +28,24 @@ def share(waiting: Sequence[int], chunk: int) -> list[int]:
 
 
 class Reader:
-    """A model's steps: by the native library where it can do them, else by torch. `how`: which so far, and why.
+    """A model's steps: by the native library where it can do them, else by torch.
 
     It is made for one run: the native step holds the weights as they are when it is made."""
 
     def __init__(self, model: Transformer) -> None:
-        self.model = model
+        self.model, self.steps, self.by_torch = model, 0, 0
         try:
             self.native: NativeStep | None = NativeStep(model)
-            self.how = f"native ({self.native.library.level})"
         except NotServed as why:
-            self.native, self.how = None, f"torch ({why})"
+            self.native, self.why = None, str(why)
+
+    @property
+    def how(self) -> str:
+        """What did the steps so far, and why where it was torch."""
+        if self.native is None or self.steps == self.by_torch > 0:
+            return f"torch ({self.why})"
+        level = f"native ({self.native.library.level})"
+        return f"{level}; torch for {self.by_torch} of {self.steps} steps: {self.why}" if self.by_torch else level
 
     @torch.no_grad()
     def __call__(self, chunks: Sequence[Sequence[int]], cache: Cache, wanted: Sequence[int]) -> Tensor:
@@ -52,11 +59,13 @@ class Reader:
         ends = accumulate(lengths)
         places = [end - back for end, n in zip(ends, wanted, strict=True) for back in range(n, 0, -1)]
         check_ids("a step", ids, self.model.spec.vocab)
-        logits = self.native(ids, batch, cache, places) if self.native is not None else None
-        if logits is not None:
-            return logits
-        if self.native is not None and not self.how.startswith("torch"):
-            self.how = "torch (for some steps: a window's cache, or many tokens by plain matrices)"
+        self.steps += 1
+        if self.native is not None:
+            why = self.native.refuses(ids, cache)
+            if why is None:
+                return self.native(ids, batch, cache, places)
+            self.why = why
+        self.by_torch += 1
         return self._by_torch(ids, batch, cache, places)
 
     def _by_torch(self, ids: list[int], batch: Batch, cache: Cache, places: list[int]) -> Tensor:

@@ -40,26 +40,26 @@ class NotServed(Exception):
 
 
 class NativeStep:
-    """A model's steps by the native library. NotServed: it has a part that is not written down here.
-
-    It holds the weights as they are now: make a new one after changing the model."""
+    """A model's steps by the native library, with the weights as they are now: make a new one after changing the model.
+    NotServed: it has a part that is not written down here."""
 
     def __init__(self, model: Transformer) -> None:
         library = native()
         if library is None:
             raise NotServed(reason())
         _plainly_itself(model)
-        self.library, self.model, self.stack = library, model, model.last
-        self.plans: dict[int, _Written] = {}
-        self.most_rows: int | None = None
-        self.most_rows = None if self._plan(1).all_packed else FEW
+        self.library, self.model, self.plans = library, model, dict[int, _Written]()
+        self.most_rows: int | None = None if self._plan(1).all_packed else FEW
 
-    def __call__(self, ids: Sequence[int], batch: Batch, cache: Cache, picked: Sequence[int]) -> Tensor | None:
-        """ids [T] of a batch, all within the vocabulary → logits [len(picked), V] float32 after these places of the
-        stream; the cache then holds the tokens too. None: this step is for torch, and nothing has happened."""
-        served = self.most_rows is None or len(ids) <= self.most_rows
-        if not served or not all(_keeps(kept) for kept in cache.layers):
-            return None
+    def refuses(self, ids: Sequence[int], cache: Cache) -> str | None:
+        """Why this step is for torch; None: it is served."""
+        if self.most_rows is not None and len(ids) > self.most_rows:
+            return "many tokens by plain matrices"
+        return None if all(_keeps(kept) for kept in cache.layers) else "a cache of windows, or of another dtype"
+
+    def __call__(self, ids: Sequence[int], batch: Batch, cache: Cache, picked: Sequence[int]) -> Tensor:
+        """ids [T] of a batch, all within the vocabulary, in a step that it doesn't refuse → logits [len(picked), V]
+        float32 after these places of the stream; the cache then holds the tokens too."""
         logits = self._plan(len(ids)).run(ids, batch, cache, picked)
         cache.advance(batch)
         return logits
