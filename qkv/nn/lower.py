@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from qkv import spec
 from qkv.kernels.native import native, reason
 from qkv.kernels.plan import FLOATS, Buffer, Matrix, Norm, Plan, Turn
-from qkv.nn.attend import attend
 from qkv.nn.attention import Attention
 from qkv.nn.batch import Batch
 from qkv.nn.block import Parallel, PostNorm, PreNorm, Sandwich
@@ -28,7 +27,8 @@ from qkv.nn.mlp import ACTIVATIONS, Gated, Plain
 from qkv.nn.norm import LayerNorm, RMSNorm
 from qkv.nn.packed import Packed
 from qkv.nn.position import Alibi, Learned, Relative, Rotary
-from qkv.nn.stack import Stack, Transformer
+from qkv.nn.stack import Transformer
+from qkv.nn.untouched import touched
 
 FEW = 8  # rows: beyond, torch's products with plain matrices are faster
 CACHED = (torch.float32, torch.bfloat16)
@@ -47,7 +47,10 @@ class NativeStep:
         library = native()
         if library is None:
             raise NotServed(reason())
-        _plainly_itself(model)
+        if why := touched(model):
+            raise NotServed(why)
+        if model.device.type != "cpu" or model.dtype not in CACHED:
+            raise NotServed(f"{str(model.dtype).removeprefix('torch.')} on {model.device.type}")
         self.library, self.model, self.plans = library, model, dict[int, _Written]()
         self.most_rows: int | None = None if self._plan(1).all_packed else FEW
 
@@ -177,21 +180,6 @@ def _keeps(kept: Kept) -> bool:
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
-
-
-def _plainly_itself(model: Transformer) -> None:
-    """Nothing is wrapped around its parts, or put in the place of what they do."""
-    mine, whole = type(model), Transformer
-    if (mine.states, mine.logits, type(model.last)) != (whole.states, whole.logits, Stack):
-        raise NotServed(f"{mine.__name__} has steps of its own")
-    for name, module in model.named_modules():
-        patched = any(callable(getattr(type(module), key, None)) for key in vars(module))
-        if module._forward_hooks or module._forward_pre_hooks or patched:
-            raise NotServed(f"{name or 'the model'} is hooked or patched")
-        if isinstance(module, Attention) and module.attend is not attend:
-            raise NotServed(f"{name} is being recorded")
-    if model.device.type != "cpu" or model.dtype not in (torch.float32, torch.bfloat16):
-        raise NotServed(f"{str(model.dtype).removeprefix('torch.')} on {model.device.type}")
 
 
 def _part(part: nn.Module, known: dict[type, Callable[..., None]]) -> Callable[..., None]:
