@@ -9,8 +9,9 @@ from torch import Tensor
 from qkv.generate.limits import check_ids
 from qkv.nn.batch import Batch
 from qkv.nn.cache import Cache, Memory
-from qkv.nn.lower import NativeStep, NotServed
+from qkv.nn.lower import NotServed
 from qkv.nn.modes import evaluating
+from qkv.nn.native_step import NativeStep
 from qkv.nn.stack import Transformer
 
 
@@ -61,7 +62,7 @@ class Reader:
         check_ids("a step", ids, self.model.spec.vocab)
         self.steps += 1
         if self.native is not None:
-            why = self.native.refuses(ids, cache)
+            why = self.native.refuses(batch, cache)
             if why is None:
                 return self.native(ids, batch, cache, places)
             self.why = why

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from qkv import spec
-from qkv.kernels.native import native, reason
+from qkv.errors import InputError
 from qkv.kernels.plan import FLOATS, Buffer, Matrix, Norm, Plan, Turn
 from qkv.nn.attention import Attention
 from qkv.nn.batch import Batch
 from qkv.nn.block import Parallel, PostNorm, PreNorm, Sandwich
-from qkv.nn.cache import Cache, Contiguous, Kept
+from qkv.nn.cache import Cache, Contiguous
 from qkv.nn.embed import Embed
 from qkv.nn.head import LMHead
 from qkv.nn.linear import Embedding, Linear
@@ -28,10 +28,14 @@ from qkv.nn.norm import LayerNorm, RMSNorm
 from qkv.nn.packed import Packed
 from qkv.nn.position import Alibi, Learned, Relative, Rotary
 from qkv.nn.stack import Transformer
-from qkv.nn.untouched import touched
 
-FEW = 8  # rows: beyond, torch's products with plain matrices are faster
-CACHED = (torch.float32, torch.bfloat16)
+SCALINGS = (
+    type(None),
+    spec.LinearScaling,
+    spec.NTKScaling,
+    spec.Yarn,
+    spec.Llama3Scaling,
+)  # the batch is nothing to them
 LEAST_ANGLES = 256  # positions that rotary angles are made for at a time
 
 
@@ -39,42 +43,7 @@ class NotServed(Exception):
     """The native step can't do this model; why."""
 
 
-class NativeStep:
-    """A model's steps by the native library, with the weights as they are now: make a new one after changing the model.
-    NotServed: it has a part that is not written down here."""
-
-    def __init__(self, model: Transformer) -> None:
-        library = native()
-        if library is None:
-            raise NotServed(reason())
-        if why := touched(model):
-            raise NotServed(why)
-        if model.device.type != "cpu" or model.dtype not in CACHED:
-            raise NotServed(f"{str(model.dtype).removeprefix('torch.')} on {model.device.type}")
-        self.library, self.model, self.plans = library, model, dict[int, _Written]()
-        self.most_rows: int | None = None if self._plan(1).all_packed else FEW
-
-    def refuses(self, ids: Sequence[int], cache: Cache) -> str | None:
-        """Why this step is for torch; None: it is served."""
-        if self.most_rows is not None and len(ids) > self.most_rows:
-            return "many tokens by plain matrices"
-        return None if all(_keeps(kept) for kept in cache.layers) else "a cache of windows, or of another dtype"
-
-    def __call__(self, ids: Sequence[int], batch: Batch, cache: Cache, picked: Sequence[int]) -> Tensor:
-        """ids [T] of a batch, all within the vocabulary, in a step that it doesn't refuse → logits [len(picked), V]
-        float32 after these places of the stream; the cache then holds the tokens too."""
-        logits = self._plan(len(ids)).run(ids, batch, cache, picked)
-        cache.advance(batch)
-        return logits
-
-    def _plan(self, T: int) -> "_Written":
-        rows = max(8, 1 << (T - 1).bit_length())
-        if rows not in self.plans:
-            self.plans[rows] = _Written(self.library, self.model, rows)
-        return self.plans[rows]
-
-
-class _Written:
+class Written:
     """A plan for steps of up to `rows` tokens."""
 
     def __init__(self, library: Any, model: Transformer, rows: int) -> None:
@@ -83,11 +52,14 @@ class _Written:
         self.kept: dict[int, Tensor | None] = defaultdict(lambda: None)  # whose keys the plan knows, by layer
         self.turns: dict[tuple[Any, int], tuple[Rotary, list[int]]] = {}
         self.slots, self.angles, self.all_packed = 0, 0, True  # slots: that these hold
+        self.window: int | None = None  # the shortest: within it, it hides nothing
         self.rooms: dict[tuple[str, int], Buffer] = {}
         stack = model.last
         self.x = self.room("x", model.spec.dim)
         self._embed(stack.embed)
         for layer in stack.in_turn():
+            _silent(layer.dropout)
+            _silent(layer.mlp.dropout)
             _part(layer, BLOCKS)(self, layer)
         self._head(model, _norm(stack.norm))
 
@@ -138,14 +110,18 @@ class _Written:
     def _keep(self, batch: Batch, cache: Cache) -> None:
         """Tells the plan where keys and values go, in each layer where that has changed."""
         fits = any(batch.starts) and max(batch.ends) <= self.slots
+        if len(cache.layers) != len(self.attentions):
+            raise InputError(f"a cache of {len(cache.layers)} layers for a model of {len(self.attentions)}")
+        slots, self.slots = self.slots, 0  # a step that fails here leaves nothing to rely on
         for i, storage in enumerate(cache.layers):
             assert isinstance(storage, Contiguous)
             if not (fits and storage.k is self.kept[i]):
                 number, like = self.attentions[i]
                 keys, values = storage.room(like, batch)
+                slots = _fitting(keys, values, like, batch)
                 self.kept[i] = keys
                 self.plan.keep(number, keys, values)
-                self.slots = keys.shape[2]
+        self.slots = slots
 
     def _embed(self, embed: nn.Module) -> None:
         if type(embed) is not Embed or type(embed.tokens) is not Embedding or embed.segment is not None:
@@ -157,7 +133,11 @@ class _Written:
         self.positions: Learned | None = embed.position
         rows = None if self.positions is None else self.positions.weight[self.positions.offset :]
         scale = float(torch.tensor(embed.scale, dtype=self.dtype))
-        self.plan.embed(self.matrix(embed.tokens.weight), self.x, scale=scale, positions=rows)
+        table = self.matrix(embed.tokens.weight)
+        if self.spec.vocab != table.N:
+            raise NotServed(f"a table of {table.N} rows for a vocabulary of {self.spec.vocab}")
+        _silent(embed.dropout)
+        self.plan.embed(table, self.x, scale=scale, positions=rows)
         self.all_packed = True  # only rows of the table are read
         norm = _norm(embed.norm)
         if norm is not None:
@@ -168,15 +148,25 @@ class _Written:
         if type(head) is not LMHead:
             raise NotServed(f"the head {type(head).__name__}")
         matrix = self.matrix(model.table if head.weight is None else head.weight)
+        if self.spec.vocab != matrix.N:
+            raise NotServed(f"a head of {matrix.N} rows for a vocabulary of {self.spec.vocab}")
         out = Buffer(matrix.N, torch.empty(0))  # each step's own
         self.head = self.plan.linear(
             self.x, [(matrix, head.bias, out)], norm=norm, scale=head.scale, softcap=head.softcap, picked=True
         )
 
 
-def _keeps(kept: Kept) -> bool:
-    """Can the library's attention read and fill it?"""
-    return isinstance(kept, Contiguous) and (kept.k is None or kept.k.dtype in CACHED)
+def _fitting(keys: Tensor, values: Tensor, like: Tensor, batch: Batch) -> int:
+    """The slots of a cache's tensors, which the library takes as they are. InputError: they are another model's."""
+    B, (_, G, D) = len(batch.lengths), like.shape
+    if keys.shape != values.shape or keys.shape[:2] != (B, G) or keys.shape[3] != D or keys.shape[2] < max(batch.ends):
+        raise InputError(
+            f"this cache holds keys {list(keys.shape)}; {B} sequences of {max(batch.ends)} tokens of this model need"
+            f" [{B}, {G}, {max(batch.ends)} or more, {D}]: make it with the model's own new_cache"
+        )
+    if not (keys.is_contiguous() and values.is_contiguous() and keys.dtype == values.dtype):
+        raise InputError("this cache's tensors are not as new_cache makes them")
+    return keys.shape[2]
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
@@ -198,6 +188,11 @@ def _norm(norm: nn.Module) -> Norm | None:
     raise NotServed(f"the norm {type(norm).__name__}")
 
 
+def _silent(dropout: nn.Module) -> None:
+    if type(dropout) not in (nn.Dropout, nn.Identity):
+        raise NotServed(f"{type(dropout).__name__} in the place of dropout")
+
+
 def _surely(norm: Norm | None) -> Norm:
     if norm is None:
         raise NotServed("a block without a norm")
@@ -205,11 +200,13 @@ def _surely(norm: Norm | None) -> Norm:
 
 
 def _attention(
-    to: _Written, part: Attention, x: Buffer, norm: Norm | None, out: Buffer, residual: Buffer | None
+    to: Written, part: Attention, x: Buffer, norm: Norm | None, out: Buffer, residual: Buffer | None
 ) -> None:
     H, G, D = part.heads, part.kv_heads, part.head_dim
-    if type(part.mask) not in (Causal, Window):
+    if type(part.mask) not in (Causal, Window) or "allows" in vars(part.mask):
         raise NotServed(f"the mask {type(part.mask).__name__}")
+    if (size := part.mask.keeps()) is not None:
+        to.window = min(size, to.window or size)
     q, k, v, mixed = (to.room(name, n * D) for name, n in (("q", H), ("k", G), ("v", G), ("mixed", H)))
     to.plan.linear(x, [to.linear(part.q, q), to.linear(part.k, k), to.linear(part.v, v)], norm=norm)
     position, slopes = part.position, None
@@ -217,8 +214,9 @@ def _attention(
         slopes = torch.tensor(position.slopes(H))
     elif type(position) not in (Rotary, Relative):
         raise NotServed(f"the position {type(position).__name__}")
-    elif isinstance(position, Rotary) and isinstance(position.spec.scaling, spec.DynamicNTKScaling):
-        raise NotServed("dynamic NTK scaling")
+    elif isinstance(position, Rotary) and type(position.spec.scaling) not in SCALINGS:
+        said = type(position.spec.scaling).__name__
+        raise NotServed("dynamic NTK scaling" if said == "DynamicNTKScaling" else f"the scaling {said}")
     norms = (_norm(part.q_norm), _norm(part.k_norm))
     if len({(norm.kind, norm.eps) if norm else None for norm in norms}) > 1:
         raise NotServed("queries and keys with different norms")
@@ -238,13 +236,13 @@ def _activation(part: Plain | Gated) -> str:
     return part.spec.activation
 
 
-def _plain(to: _Written, part: Plain, x: Buffer, norm: Norm | None, out: Buffer, residual: Buffer | None) -> None:
+def _plain(to: Written, part: Plain, x: Buffer, norm: Norm | None, out: Buffer, residual: Buffer | None) -> None:
     up = to.linear(part.up, to.room("up", part.up.out_features))
     to.plan.linear(x, [up], norm=norm, activation=_activation(part))
     to.plan.linear(up[2], [to.linear(part.down, out)], residual=residual)
 
 
-def _gated(to: _Written, part: Gated, x: Buffer, norm: Norm | None, out: Buffer, residual: Buffer | None) -> None:
+def _gated(to: Written, part: Gated, x: Buffer, norm: Norm | None, out: Buffer, residual: Buffer | None) -> None:
     gate = to.linear(part.gate, to.room("gate", part.gate.out_features))
     up = to.linear(part.up, to.room("up", part.up.out_features))
     to.plan.linear(x, [gate, up], norm=norm, activation=_activation(part), gated=True)
@@ -255,13 +253,13 @@ MIXERS: dict[type, Callable[..., None]] = {Attention: _attention}
 MLPS: dict[type, Callable[..., None]] = {Plain: _plain, Gated: _gated}
 
 
-def _pre(to: _Written, block: PreNorm) -> None:
+def _pre(to: Written, block: PreNorm) -> None:
     x = to.x
     _part(block.mixer, MIXERS)(to, block.mixer, x, _norm(block.mixer_norm), x, x)
     _part(block.mlp, MLPS)(to, block.mlp, x, _norm(block.mlp_norm), x, x)
 
 
-def _post(to: _Written, block: PostNorm) -> None:
+def _post(to: Written, block: PostNorm) -> None:
     x, y = to.x, to.room("y", to.x.width)
     _part(block.mixer, MIXERS)(to, block.mixer, x, None, y, x)
     to.plan.norm(y, _surely(_norm(block.mixer_norm)), x)
@@ -269,7 +267,7 @@ def _post(to: _Written, block: PostNorm) -> None:
     to.plan.norm(y, _surely(_norm(block.mlp_norm)), x)
 
 
-def _sandwich(to: _Written, block: Sandwich) -> None:
+def _sandwich(to: Written, block: Sandwich) -> None:
     x, y = to.x, to.room("y", to.x.width)
     _part(block.mixer, MIXERS)(to, block.mixer, x, _norm(block.mixer_norm), y, None)
     to.plan.norm(y, _surely(_norm(block.mixer_after)), x, residual=x)
@@ -277,7 +275,7 @@ def _sandwich(to: _Written, block: Sandwich) -> None:
     to.plan.norm(y, _surely(_norm(block.mlp_after)), x, residual=x)
 
 
-def _parallel(to: _Written, block: Parallel) -> None:
+def _parallel(to: Written, block: Parallel) -> None:
     x, y = to.x, to.room("y", to.x.width)
     _part(block.mixer, MIXERS)(to, block.mixer, x, _norm(block.mixer_norm), y, x)
     _part(block.mlp, MLPS)(to, block.mlp, x, _norm(block.mlp_norm), x, y)

@@ -83,9 +83,10 @@ class Packed(nn.Module):
 
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [..., K] → x Wᵀ + b [..., N]."""
-        if self._library is None or x.shape[-1] != self.K or (x.requires_grad and torch.is_grad_enabled()):
+        wants_gradient = x.requires_grad and torch.is_grad_enabled()
+        if self._library is None or x.shape[-1] != self.K or wants_gradient or x.device.type != "cpu":
             y = self.reference(x)
-        elif torch.compiler.is_compiling():
+        elif torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter):
             y = packed_linear(x, self.held, self.kind, self.N)
         else:
             y = self._product(x, x.numel() // self.K)
@@ -96,7 +97,7 @@ class Packed(nn.Module):
         """The rows of these ids [...], plain: [..., K]. IndexError: an id that isn't there."""
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.N:
             raise IndexError(f"an id is outside the table of {self.N} rows")
-        if self._library is None or self.dtype not in _PLAIN:
+        if self._library is None or self.dtype not in _PLAIN or ids.device.type != "cpu":
             chosen = self.blocks[ids.reshape(-1)]
             rows = dequantize(chosen.view(-1), self.kind, (len(chosen), self.K), self.dtype)
         else:
@@ -136,7 +137,7 @@ class Packed(nn.Module):
         elif blocks.dtype != torch.uint8 or blocks.shape != self.blocks.shape:
             errors.append(f"{prefix}blocks: expected uint8 {list(self.blocks.shape)}, got {list(blocks.shape)}")
         else:
-            self._hold(blocks)
+            self._hold(blocks.to(self.device, copy=self._library is None))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Packed":
         memo[id(self)] = copy = Packed(self.blocks, self.kind, self.dtype)

@@ -2,7 +2,9 @@
 
 from functools import cache
 
+import torch
 from torch import nn
+from torch.nn.modules import module as modules
 
 from qkv.nn.attend import attend
 from qkv.nn.attention import Attention
@@ -14,6 +16,11 @@ def touched(model: Transformer) -> str | None:
     mine, whole = type(model), Transformer
     if (mine.states, mine.logits, type(model.last)) != (whole.states, whole.logits, Stack):
         return f"{mine.__name__} has steps of its own"
+    if modules._global_forward_hooks or modules._global_forward_pre_hooks:
+        return "there are hooks on all modules"
+    for name, weight in model.named_parameters():
+        if type(weight) is not nn.Parameter or weight.layout is not torch.strided or weight.device != model.device:
+            return f"{name} is no plain parameter"
     for name, module in model.named_modules():
         patched = not vars(module).keys().isdisjoint(_methods(type(module)))  # type: ignore[arg-type]
         if module._forward_hooks or module._forward_pre_hooks or patched:

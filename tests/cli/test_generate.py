@@ -162,8 +162,8 @@ def test_which_path_computed_the_steps(command: Command, folder: Path, monkeypat
     assert "steps by" not in command(*args).err
     assert command(*args, "--json").json["timing"]["step"].startswith("native (")
     for why, said in (("it is off", "torch (it is off)"), ("no compiler " * 9, "torch (qkv doctor says why)")):
-        monkeypatch.setattr("qkv.nn.lower.native", lambda: None)
-        monkeypatch.setattr("qkv.nn.lower.reason", lambda why=why: why)
+        monkeypatch.setattr("qkv.nn.native_step.native", lambda: None)
+        monkeypatch.setattr("qkv.nn.native_step.reason", lambda why=why: why)
         assert f" · steps by {said}\n" in command(*args).err.replace(" · cut at", "\n")
         assert command(*args, "--json").json["timing"]["step"] == f"torch ({why})"
 

@@ -20,7 +20,8 @@ from qkv.load.checkpoint import GgufCheckpoint
 from qkv.load.describe import describe
 from qkv.load.weights import fill
 from qkv.nn.cache import Cache
-from qkv.nn.lower import NativeStep, NotServed
+from qkv.nn.lower import NotServed
+from qkv.nn.native_step import NativeStep
 from qkv.nn.stack import Transformer
 from tests.families.reference import CASES, FIRST, close, generates, randomized, raw
 from tests.families.test_gguf import PACKED, write

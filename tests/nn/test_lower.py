@@ -17,11 +17,12 @@ from qkv.generate.decode import decode
 from qkv.generate.settings import Settings
 from qkv.generate.step import Reader
 from qkv.look.record import record
-from qkv.nn import lower
+from qkv.nn import native_step
 from qkv.nn.batch import Batch
 from qkv.nn.cache import Cache, Contiguous
 from qkv.nn.linear import Linear
-from qkv.nn.lower import FEW, LEAST_ANGLES, NativeStep, NotServed
+from qkv.nn.lower import LEAST_ANGLES, NotServed
+from qkv.nn.native_step import FEW, NativeStep
 from qkv.nn.packed import Packed
 from qkv.nn.stack import Transformer
 from tests.kernels.test_dequantize import random_blocks
@@ -48,7 +49,7 @@ def own(model: Transformer, cache: Cache, chunks: list[list[int]]) -> Tensor:
 
 def lowered(step: NativeStep, cache: Cache, chunks: list[list[int]]) -> Tensor | None:
     stream, batch = step.model.batch(chunks, cache=cache)
-    if step.refuses(stream.tolist(), cache) is not None:
+    if step.refuses(batch, cache) is not None:
         return None
     return step(stream.tolist(), batch, cache, range(len(stream)))
 
@@ -212,8 +213,8 @@ def test_packed_weights_without_a_native_product_are_for_torch() -> None:
 
 
 def test_without_the_library_there_is_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lower, "native", lambda: None)
-    monkeypatch.setattr(lower, "reason", lambda: "no compiler")
+    monkeypatch.setattr(native_step, "native", lambda: None)
+    monkeypatch.setattr(native_step, "reason", lambda: "no compiler")
     refused(tiny(), "no compiler")
 
 
