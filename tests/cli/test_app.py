@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import qkv
 from qkv.cli.app import app
@@ -136,8 +137,13 @@ def test_output_without_utf8_and_colours_without_a_terminal(folder: Path) -> Non
     assert "11,008 wide" in out
 
 
-def test_ctrl_c_while_generating_is_130_and_no_traceback(folder: Path) -> None:
-    with process("generate", "The quick", "-m", folder, "--max-tokens", "60000") as child:
+def test_ctrl_c_while_generating_is_130_and_no_traceback(folder: Path, tmp_path: Path) -> None:
+    model = qkv.load(folder)
+    assert model.tokenizer is not None
+    with torch.no_grad():
+        model.table[list(model.tokenizer.eos)] = 0  # a score of 0, which is never the best: the answer doesn't end
+    endless = qkv.save(model, tmp_path / "endless")
+    with process("generate", "The quick", "-m", endless, "--max-tokens", "60000") as child:
         assert child.stdout is not None
         assert child.stdout.read(1)
         child.send_signal(signal.SIGINT)
