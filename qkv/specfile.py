@@ -73,11 +73,11 @@ def _part(data: Mapping[str, Any], path: str) -> Part:
     kind = data["kind"]
     cls = Part.kinds.get(kind) if isinstance(kind, str) else None
     if cls is None:
-        raise ConfigError(f"{at}there is no part of kind {kind!r}{_nearest(kind, Part.kinds)}")
+        raise ConfigError(f"{at}there is no part of kind {kind!r}{nearest(kind, Part.kinds)}")
     fields = {f.name: f for f in dataclasses.fields(cls)}
     unknown = [key for key in data if key != "kind" and key not in fields]
     if unknown:
-        raise ConfigError(f"{at}{kind} has no field {unknown[0]!r}{_nearest(unknown[0], fields)}")
+        raise ConfigError(f"{at}{kind} has no field {unknown[0]!r}{nearest(unknown[0], fields)}")
     for name, f in fields.items():
         if name not in data and _default(f) is dataclasses.MISSING:
             raise ConfigError(f"{at}{kind}.{name} is missing")
@@ -100,7 +100,8 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _nearest(word: object, known: Iterable[str]) -> str:
+def nearest(word: object, known: Iterable[str]) -> str:
+    """The end of a message: the known word that is most like this one, if any is."""
     close = difflib.get_close_matches(str(word), list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
@@ -124,7 +125,12 @@ def from_json(text: str) -> Part:
 
 def to_toml(part: Part) -> str:
     """A part as TOML: one table a part, small ones in one line."""
-    return "\n".join(_table(to_dict(part), "")) + "\n"
+    return toml(to_dict(part))
+
+
+def toml(table: Data) -> str:
+    """Plain data (texts, numbers, truths, lists, tables) as TOML."""
+    return "\n".join(_table(table, "")) + "\n"
 
 
 def from_toml(text: str) -> Part:

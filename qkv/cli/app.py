@@ -2,7 +2,7 @@
 runs, so `qkv --help` costs typer and nothing else.
 
 Exit codes: 0 done, 1 an error that was named (or nobody reads the output any more), 2 wrong usage, 130 Ctrl-C. What
-nobody expected keeps its traceback.
+nobody expected keeps its traceback. `train` has one more, which its help says.
 """
 
 import io
@@ -18,12 +18,14 @@ from qkv.cli.console import fail, note
 from qkv.cli.diff import diff
 from qkv.cli.doctor import doctor
 from qkv.cli.embed import embed
+from qkv.cli.evaluate import evaluate
 from qkv.cli.generate import generate
 from qkv.cli.predict import predict
 from qkv.cli.pull import pull
 from qkv.cli.quantize import quantize
 from qkv.cli.show import show
 from qkv.cli.tokenize import tokenize
+from qkv.cli.train import train
 from qkv.cli.verify import verify
 from qkv.errors import QkvError
 
@@ -37,8 +39,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (generate, chat, embed, predict, show, diff, pull, quantize, tokenize, verify, doctor):
+for verb in (generate, chat, embed, predict, train, show, diff, pull, quantize, tokenize, verify, doctor):
     app.command()(verb)
+app.command("eval")(evaluate)
 
 
 def _version(wanted: bool) -> None:

@@ -139,9 +139,10 @@ class Tokenizer:
         texts = [text] if second is None else [text, second]
         return self.frame(len(texts)).join(*self.pieces(texts))
 
-    def pieces(self, texts: Iterable[str]) -> list[Pieces]:
-        """The tokens of each text and where they come from, without special ones. `frame` puts these around."""
-        return self._backend.pieces(list(texts))
+    def pieces(self, texts: Iterable[str], *, middle: bool = False) -> list[Pieces]:
+        """The tokens of each text and where they come from, without special ones. `frame` puts these around. `middle`:
+        other text came before, so no first word gets the space that SentencePiece's kind puts before it."""
+        return self._backend.pieces(list(texts), middle=middle)
 
     def frame(self, texts: int = 1) -> Frame:
         """What this tokenizer puts around one text, or around two."""
@@ -247,6 +248,10 @@ class Tokenizer:
         if name not in self.chat_templates:
             raise TokenizerError(f"no chat template is named {name!r}; there are: {', '.join(self.chat_templates)}")
         return self.chat_templates[name]
+
+    def to_json(self) -> str:
+        """The text of tokenizer.json."""
+        return self._raw.to_str()
 
     def save(self, path: str | Path, *, segments: bool = False) -> None:
         """Write the folder that `from_folder` and transformers' AutoTokenizer read. It keeps only the first `eos`.

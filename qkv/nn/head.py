@@ -6,7 +6,7 @@ Every head is called with states [T, C], their batch and the token table [V, E].
 """
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,22 @@ from qkv.nn.mlp import ACTIVATIONS
 from qkv.nn.parts import build, implements
 
 IGNORED = -100  # the label of a token that has none
+
+
+class Product(NamedTuple):
+    """A head's last product, over the vocabulary: states [N, E] by a matrix [V, E], plus a bias [V], capped.
+
+    Whoever wants no more of it than a loss (`qkv.train.loss`) never needs all logits at once."""
+
+    states: Tensor
+    matrix: Tensor
+    bias: Tensor | None
+    softcap: float | None = None
+
+    def logits(self) -> Tensor:
+        """[N, V]."""
+        logits = F.linear(self.states, self.matrix, self.bias)
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
 class PerToken(nn.Module):
@@ -68,9 +84,12 @@ class LMHead(PerToken):
 
     def logits(self, x: Tensor, table: Tensor) -> Tensor:
         """Any states [N, C] → [N, V]."""
+        return self.product(x, table).logits()
+
+    def product(self, x: Tensor, table: Tensor) -> Product:
+        """Any states [N, C], before their logits."""
         x = x * self.scale if self.scale != 1.0 else x
-        logits = F.linear(x, table if self.weight is None else self.weight, self.bias)
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+        return Product(x, table if self.weight is None else self.weight, self.bias, self.softcap)
 
 
 @implements(spec.MaskedLM)
@@ -87,8 +106,12 @@ class MaskedLM(PerToken):
 
     def forward(self, x: Tensor, batch: Batch, table: Tensor) -> Tensor:
         """[T, V]."""
+        return self.product(x, table).logits()
+
+    def product(self, x: Tensor, table: Tensor) -> Product:
+        """Any states [N, C], before their logits: norm(σ(W x))."""
         x = self.norm(self.activation(self.dense(x)))
-        return F.linear(x, table if self.weight is None else self.weight, self.bias)
+        return Product(x, table if self.weight is None else self.weight, self.bias)
 
 
 @implements(spec.Tag)

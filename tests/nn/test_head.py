@@ -52,6 +52,15 @@ def test_what_is_masked(tied: bool) -> None:
     torch.testing.assert_close(part(X, BATCH, table), expected)
 
 
+@pytest.mark.parametrize("value", [spec.LMHead(False, True, 2.0, 0.5), spec.MaskedLM(spec.LayerNorm())])
+def test_the_last_product_apart(value: spec.Head) -> None:
+    part = made(value)
+    product = part.product(X, TABLE)
+    assert torch.equal(product.logits(), part(X, BATCH, TABLE))
+    some = torch.tensor([3, 0])
+    torch.testing.assert_close(part.product(X[some], TABLE).logits(), product.logits()[some])
+
+
 # --- each token -----------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,1 @@
+"""Training: a recipe, its data, one loop for every objective and family."""

@@ -1,0 +1,110 @@
+"""The model that a run begins with: weights that exist, or fresh ones of a config or spec."""
+
+import dataclasses
+import fnmatch
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qkv import spec
+from qkv.errors import ConfigError
+from qkv.families.family import find
+from qkv.inputs.text import Tokenizer
+from qkv.load.head import HEADS
+from qkv.model import Model, load
+from qkv.specfile import from_dict
+from qkv.train.recipe import ModelFrom
+
+_ROLES = ("bos", "eos", "pad")
+
+
+def begin(said: ModelFrom, tokenizer: Tokenizer | None, labels: Sequence[str] | None) -> Model:
+    """A model in float32 with its tokenizer. `labels`: of a new head that chooses from some.
+
+    ConfigError, InputError: what `said` asks for can't be."""
+    if said.origin is not None:
+        named = labels if said.new_head in ("classify", "tag") else None
+        model = load(said.origin, torch.float32, new_head=said.new_head, labels=named)
+        model.tokenizer = tokenizer or model.tokenizer
+        if said.dropout is not None:
+            model = with_weights(model, with_dropout(model.spec, said.dropout), model.state_dict())
+    else:
+        model = Model(shape(said, tokenizer, labels))
+        model.tokenizer = tokenizer
+        model.generation = _token_ids(tokenizer)
+    if tokenizer is not None:
+        tokenizer.check_rows(model.spec.vocab)
+    _freeze(model, said.freeze)
+    return model
+
+
+def shape(said: ModelFrom, tokenizer: Tokenizer | None, labels: Sequence[str] | None) -> spec.Model:
+    """The spec of fresh weights. ConfigError: a config that its family doesn't understand, no vocabulary."""
+    vocab = {} if tokenizer is None else {"vocab_size": tokenizer.vocab_size, **_config_ids(tokenizer)}
+    if said.spec is not None:
+        own = {"vocab": vocab["vocab_size"], **said.spec} if vocab else said.spec
+        made = from_dict({"kind": "Model", **own})
+        if not isinstance(made, spec.Model):
+            raise ConfigError(f"model.spec is a {type(made).__name__}, not a Model")
+        if said.new_head is not None:
+            raise ConfigError(
+                "model.new_head is for weights that exist or a family's config; a spec names its own head"
+            )
+        return made if said.dropout is None else with_dropout(made, said.dropout)
+    config = {**vocab, **(said.config or {})}
+    family = find(config.get("model_type"))
+    if said.new_head is not None:
+        if said.new_head not in HEADS:
+            raise ConfigError(f"model.new_head is {said.new_head!r}, none of {', '.join(HEADS)}")
+        named = labels if said.new_head in ("classify", "tag") else None
+        config = dict(family.with_head(config, HEADS[said.new_head], named))
+    model = family.spec(config)
+    return model if said.dropout is None else with_dropout(model, said.dropout)
+
+
+def with_dropout(value: Any, rate: float) -> Any:
+    """A spec with this rate of dropout in each of its parts that has one."""
+    if isinstance(value, tuple):
+        return tuple(with_dropout(one, rate) for one in value)
+    if not isinstance(value, spec.Part):
+        return value
+    changes = {f.name: with_dropout(getattr(value, f.name), rate) for f in dataclasses.fields(value)}
+    if "dropout" in changes:
+        changes["dropout"] = rate
+    return dataclasses.replace(value, **changes)
+
+
+def with_weights(model: Model, shape: spec.Model, weights: Mapping[str, Tensor]) -> Model:
+    """A model of this spec with these weights, the same tensors, and all else of `model`."""
+    with torch.device("meta"):
+        new = Model(shape)
+    new.load_state_dict(weights, assign=True)
+    for name in ("tokenizer", "generation", "generation_from", "sentence", "tasks", "source", "notes"):
+        setattr(new, name, getattr(model, name))
+    return new
+
+
+def _token_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """Where texts begin and end, for generating."""
+    return {} if tokenizer is None else _config_ids(tokenizer)
+
+
+def _config_ids(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The tokenizer's ids by a config's names for them."""
+    ids = {"bos": tokenizer.bos, "eos": tokenizer.eos[0] if tokenizer.eos else None, "pad": tokenizer.pad}
+    return {f"{role}_token_id": ids[role] for role in _ROLES if ids[role] is not None}
+
+
+def _freeze(model: Model, patterns: Sequence[str]) -> None:
+    """Parameters that stay as they are. ConfigError: a pattern that names none, or nothing is left to train."""
+    names = dict(model.named_parameters())
+    for pattern in patterns:
+        found = fnmatch.filter(names, pattern)
+        if not found:
+            raise ConfigError(f"model.freeze: {pattern!r} names no parameter; they are called like {next(iter(names))}")
+        for name in found:
+            names[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in names.values()):
+        raise ConfigError("model.freeze leaves nothing to train")
