@@ -187,25 +187,7 @@ INLINE void tiles(int type, const uint8_t *b, int64_t K, Some x, int count, floa
         if (m + 2 <= x->M) tiles(TYPE, w, K, (Some){x, m, 2}, count, out), m += 2; \
         if (m < x->M) tiles(TYPE, w, K, (Some){x, m, 1}, count, out); \
     }
-BY_ROWS(Q4_0)
-BY_ROWS(Q4_1)
-BY_ROWS(Q8_0)
-BY_ROWS(Q4_K)
-BY_ROWS(Q5_K)
-BY_ROWS(Q6_K)
-
-static void product(int type, const uint8_t *w, int64_t K, const X *x, int64_t n, int count, float *out) {
-    const uint8_t *tile = is_packed(type) ? w + n / TILE * tile_bytes(type, K) : NULL;
-    switch (type) {
-    case Q4_0: tiles_Q4_0(tile, K, x, count, out); break;
-    case Q4_1: tiles_Q4_1(tile, K, x, count, out); break;
-    case Q8_0: tiles_Q8_0(tile, K, x, count, out); break;
-    case Q4_K: tiles_Q4_K(tile, K, x, count, out); break;
-    case Q5_K: tiles_Q5_K(tile, K, x, count, out); break;
-    case Q6_K: tiles_Q6_K(tile, K, x, count, out); break;
-    default: plain_product(type, w, K, x, n, count, out);
-    }
-}
+PRODUCT_OF_TILES(BY_ROWS)
 
 const Body qkv_avx2 = {"avx2", quantize, product, NULL, NULL, norm, activate, attend};
 

@@ -191,36 +191,12 @@ INLINE void tiles(int type, const uint8_t *tile, int64_t K, const X *x, int M, i
         default: tiles(TYPE, tile, K, x, 8, count, out); \
         } \
     }
-BY_ROWS(Q4_0)
-BY_ROWS(Q4_1)
-BY_ROWS(Q8_0)
-BY_ROWS(Q4_K)
-BY_ROWS(Q5_K)
-BY_ROWS(Q6_K)
+PRODUCT_OF_TILES(BY_ROWS)
 
-static void product(int type, const uint8_t *w, int64_t K, const X *x, int64_t n, int count, float *out) {
-    const uint8_t *tile = is_packed(type) ? w + n / TILE * tile_bytes(type, K) : NULL;
-    switch (type) {
-    case Q4_0: tiles_Q4_0(tile, K, x, count, out); break;
-    case Q4_1: tiles_Q4_1(tile, K, x, count, out); break;
-    case Q8_0: tiles_Q8_0(tile, K, x, count, out); break;
-    case Q4_K: tiles_Q4_K(tile, K, x, count, out); break;
-    case Q5_K: tiles_Q5_K(tile, K, x, count, out); break;
-    case Q6_K: tiles_Q6_K(tile, K, x, count, out); break;
-    default: plain_product(type, w, K, x, n, count, out);
-    }
-}
-
+#define SPREAD_OF(TYPE) case TYPE: any_tiles(TYPE, tile, K, 1, &into, 0); break;
 void qkv_spread(int type, const uint8_t *tile, int64_t K, const Spread *to) {
     const Into into = {.spread = to};
-    switch (type) {
-    case Q4_0: any_tiles(Q4_0, tile, K, 1, &into, 0); break;
-    case Q4_1: any_tiles(Q4_1, tile, K, 1, &into, 0); break;
-    case Q8_0: any_tiles(Q8_0, tile, K, 1, &into, 0); break;
-    case Q4_K: any_tiles(Q4_K, tile, K, 1, &into, 0); break;
-    case Q5_K: any_tiles(Q5_K, tile, K, 1, &into, 0); break;
-    case Q6_K: any_tiles(Q6_K, tile, K, 1, &into, 0); break;
-    }
+    switch (type) { PACKED_TYPES(SPREAD_OF) }
 }
 
 const Body qkv_avx512 = {"avx512", quantize, product, NULL, NULL, norm, activate, attend};

@@ -14,6 +14,7 @@ typedef float V __attribute__((vector_size(64)));
 typedef int32_t VI __attribute__((vector_size(64)));
 typedef float V8 __attribute__((vector_size(32)));
 typedef float V4 __attribute__((vector_size(16)));
+typedef int32_t VI4 __attribute__((vector_size(16)));
 typedef int8_t B16 __attribute__((vector_size(16)));
 typedef uint16_t H16 __attribute__((vector_size(32)));
 
@@ -196,8 +197,31 @@ OWN void plain_product(int type, const uint8_t *w, int64_t K, const X *x, int64_
     else PLAIN_ROWS(F16, 2);
 }
 
+/* ---- products with tiles ------------------------------------------------------------------------------------------ */
+
+#define PACKED_TYPES(DO) DO(Q4_0) DO(Q4_1) DO(Q8_0) DO(Q4_K) DO(Q5_K) DO(Q6_K)
+
+/* The product of a processor whose BY_ROWS(TYPE) makes the function tiles_TYPE. */
+#define TILES_OF(TYPE) case TYPE: tiles_##TYPE(tile, K, x, count, out); break;
+#define PRODUCT_OF_TILES(BY_ROWS) \
+    PACKED_TYPES(BY_ROWS) \
+    static void product(int type, const uint8_t *w, int64_t K, const X *x, int64_t n, int count, float *out) { \
+        const uint8_t *tile = is_packed(type) ? w + n / TILE * tile_bytes(type, K) : NULL; \
+        switch (type) { \
+        PACKED_TYPES(TILES_OF) \
+        default: plain_product(type, w, K, x, n, count, out); \
+        } \
+    }
+
 /* ---- attention ---------------------------------------------------------------------------------------------------- */
 
+enum { KEYS = 32 }; /* at a time */
+#ifndef GROUP
+#define GROUP 1 /* queries at a time: what is loaded serves that many times. Four need 32 registers */
+#endif
+
+/* 16 rows of 16 lanes to columns KEYS apart. `pairs`: each lane holds two bfloat16, which become two columns. */
+#if defined(QKV_AVX512)
 /* Lane l of row r and lane r of row l change places: blocks of 8, then of 4, 2 and 1. */
 #define MIXED(a, b, s, L) ((L) & (s) ? 16 + (b) : (a))
 #define LOW(s, L) MIXED(L, (L) - (s), s, L)
@@ -211,25 +235,54 @@ OWN void plain_product(int type, const uint8_t *w, int64_t K, const X *x, int64_
             V low = __builtin_shufflevector(r[i], r[i + s], LANES(LOW, s)); \
             r[i + s] = __builtin_shufflevector(r[i], r[i + s], LANES(HIGH, s)), r[i] = low; \
         }
+INLINE void turn_rows(int pairs, V *r, float *turned) {
+    SWAP(8) SWAP(4) SWAP(2) SWAP(1)
+    for (int i = 0; i < 16; i++) {
+        float *to = turned + i * (1 + pairs) * KEYS;
+        store(to, pairs ? (V)((VI)r[i] << 16) : r[i]);
+        if (pairs) store(to + KEYS, (V)((VI)r[i] & (int32_t)0xffff0000));
+    }
+}
+#else
+/* By fours: shuffles of longer vectors are taken apart lane by lane where registers are shorter. */
+INLINE void turn_rows(int pairs, V *r, float *turned) {
+    for (int row = 0; row < 16; row += 4)
+        for (int lane = 0; lane < 16; lane += 4) {
+            V4 in[4], out[4];
+            for (int i = 0; i < 4; i++) memcpy(in + i, (const float *)(r + row + i) + lane, sizeof *in);
+            V4 a = __builtin_shufflevector(in[0], in[1], 0, 4, 1, 5), b = __builtin_shufflevector(in[0], in[1], 2, 6, 3, 7);
+            V4 c = __builtin_shufflevector(in[2], in[3], 0, 4, 1, 5), d = __builtin_shufflevector(in[2], in[3], 2, 6, 3, 7);
+            out[0] = __builtin_shufflevector(a, c, 0, 1, 4, 5), out[1] = __builtin_shufflevector(a, c, 2, 3, 6, 7);
+            out[2] = __builtin_shufflevector(b, d, 0, 1, 4, 5), out[3] = __builtin_shufflevector(b, d, 2, 3, 6, 7);
+            for (int i = 0; i < 4; i++) {
+                float *to = turned + (lane + i) * (1 + pairs) * KEYS + row;
+                V4 low = pairs ? (V4)((VI4)out[i] << 16) : out[i], high = (V4)((VI4)out[i] & (int32_t)0xffff0000);
+                memcpy(to, &low, sizeof low);
+                if (pairs) memcpy(to + KEYS, &high, sizeof high);
+            }
+        }
+}
+#endif
 
 /* `count` keys of D numbers to turned[d][KEYS], zero where there is no key. */
-enum { KEYS = 32 }; /* at a time */
-#ifndef GROUP
-#define GROUP 1 /* queries at a time: what is loaded serves that many times. Four need 32 registers */
-#endif
 INLINE void turn_keys(int type, int size, const uint8_t *k, int count, int D, float *turned) {
-    for (int from = 0; from < KEYS; from += 16) {
+    for (int from = 0; from < KEYS; from += 16, k += 16 * (int64_t)D * size, turned += 16) {
         const int there = count - from;
+        V r[16];
         int d = 0;
+        for (; type == BF16 && d + 32 <= D; d += 32) { /* half as many to turn */
+            for (int i = 0; i < 16; i++) {
+                r[i] = all(0);
+                if (i < there) memcpy(r + i, k + ((int64_t)i * D + d) * size, sizeof *r);
+            }
+            turn_rows(1, r, turned + d * KEYS);
+        }
         for (; d + 16 <= D; d += 16) {
-            V r[16];
-            for (int i = 0; i < 16; i++) r[i] = i < there ? plain(type, k + ((int64_t)(from + i) * D + d) * size) : all(0);
-            SWAP(8) SWAP(4) SWAP(2) SWAP(1)
-            for (int i = 0; i < 16; i++) store(turned + (d + i) * KEYS + from, r[i]);
+            for (int i = 0; i < 16; i++) r[i] = i < there ? plain(type, k + ((int64_t)i * D + d) * size) : all(0);
+            turn_rows(0, r, turned + d * KEYS);
         }
         for (; d < D; d++)
-            for (int i = 0; i < 16; i++)
-                turned[d * KEYS + from + i] = i < there ? plain_one(type, k + ((int64_t)(from + i) * D + d) * size) : 0;
+            for (int i = 0; i < 16; i++) turned[d * KEYS + i] = i < there ? plain_one(type, k + ((int64_t)i * D + d) * size) : 0;
     }
 }
 

@@ -100,69 +100,65 @@ static void finish(const Run *run, const Part *part, int64_t first, int M, int64
     }
 }
 
-static void product_piece(void *with, int thread, long at) {
-    Run *run = with;
-    const Op *op = run->op;
+typedef struct { const Run *run; const Part *part; int64_t n; int count; } Target;
+
+static Target target_at(const Run *run, long at) { /* of this piece; the first part, where they are gated */
     const int wide = run->tiles * TILE;
     int p = 0;
     while (at >= run->before[p + 1]) p++;
+    const Part *part = run->op->part + p;
     const int64_t n = (at - run->before[p]) * wide;
-    const Part *part = op->part + p;
-    const int count = (int)least(wide, part->N - n);
-    _Alignas(64) float y[ROWS * WIDE] = {0}, other[ROWS * WIDE] = {0};
+    return (Target){run, part, n, (int)least(wide, part->N - n)};
+}
+
+static void gate(const Target *to, int64_t first, int M) { /* both parts are finished */
+    for (int m = 0; m < M; m++) {
+        const int64_t at = (first + m) * to->part->N + to->n;
+        for (int i = 0; i < to->count; i++) to->part->out[at + i] *= to->part[1].out[at + i];
+    }
+}
+
+static void product_piece(void *with, int thread, long at) {
+    Run *run = with;
+    const Op *op = run->op;
+    const Target to = target_at(run, at);
+    _Alignas(64) float y[ROWS * WIDE] = {0};
     for (int64_t block = 0; block < run->blocks; block++) {
         X x;
         uint8_t *room = run->blocks == 1 ? run->mine + thread * run->block_bytes : run->shared + block * run->block_bytes;
         memcpy(&x, room + run->block_bytes - 64, sizeof x);
-        run->body->product(part->type, part->w, op->K, &x, n, count, y);
-        if (op->gated) {
-            run->body->product(part[1].type, part[1].w, op->K, &x, n, count, other);
-            finish(run, part + 1, block * ROWS, x.M, n, count, other);
-            const float *up_ = part[1].out;
-            finish(run, part, block * ROWS, x.M, n, count, y);
-            for (int m = 0; m < x.M; m++) {
-                int64_t row = (block * ROWS + m) * part->N + n;
-                for (int i = 0; i < count; i++) part->out[row + i] *= up_[row + i];
-            }
-        } else
-            finish(run, part, block * ROWS, x.M, n, count, y);
+        for (int i = op->gated; i >= 0; i--) {
+            const Part *part = to.part + i;
+            run->body->product(part->type, part->w, op->K, &x, to.n, to.count, y);
+            finish(run, part, block * ROWS, x.M, to.n, to.count, y);
+        }
+        if (op->gated) gate(&to, block * ROWS, x.M);
     }
 }
 
-static const X *many_x(const void *with, int64_t block) {
-    const Run *run = with;
+static const X *target_x(const void *with, int64_t block) {
+    const Run *run = ((const Target *)with)->run;
     return (const X *)(run->shared + (block + 1) * run->block_bytes - 64);
 }
-
-typedef struct { const Run *run; const Part *part; int64_t n; int count; } Target;
-
-static const X *target_x(const void *with, int64_t block) { return many_x(((const Target *)with)->run, block); }
 
 static void target_done(const void *with, int64_t block, float *out) {
     const Target *to = with;
     const int64_t first = block * MANY;
     const int M = (int)least(MANY, to->run->rows - first);
     finish(to->run, to->part, first, M, to->n, to->count, out);
-    if (to->run->op->gated && to->part == to->run->op->part) /* the second part came first */
-        for (int m = 0; m < M; m++) {
-            const int64_t at = (first + m) * to->part->N + to->n;
-            for (int i = 0; i < to->count; i++) to->part->out[at + i] *= to->part[1].out[at + i];
-        }
+    if (to->run->op->gated && to->part == to->run->op->part) gate(to, first, M); /* the second part came first */
 }
 
 /* Some tiles of a part (of two, where they are gated) times all rows. */
 static void many_piece(void *with, int thread, long at) {
     Run *run = with;
     const Op *op = run->op;
-    const int wide = run->tiles * TILE;
-    int p = 0;
-    while (at >= run->before[p + 1]) p++;
-    const int64_t n = (at - run->before[p]) * wide;
+    const Target first = target_at(run, at);
     for (int i = op->gated; i >= 0; i--) {
-        const Part *part = op->part + p + i;
-        const int count = (int)least(wide, part->N - n);
-        run->body->many(part->type, part->w + n / TILE * tile_bytes(part->type, op->K), op->K, (int)up(count, TILE) / TILE,
-                        run->blocks, target_x, target_done, &(Target){run, part, n, count},
+        Target to = first;
+        to.part += i;
+        const uint8_t *tiles = to.part->w + to.n / TILE * tile_bytes(to.part->type, op->K);
+        run->body->many(to.part->type, tiles, op->K, (int)up(to.count, TILE) / TILE, run->blocks, target_x, target_done, &to,
                         run->spread + thread * run->spread_bytes);
     }
 }
