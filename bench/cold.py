@@ -34,10 +34,10 @@ class Cold(NamedTuple):
 
 def run_cold(command: list[str], env: dict[str, str] | None = None) -> Cold:
     """One process, which says little: nobody reads on behind the first byte. SystemExit: it failed, or said nothing."""
+    # Where Python may write no bytecode, each process would compile qkv's sources anew, which no user's does.
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", **(env or {})}
     start = time.perf_counter()
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**os.environ, **(env or {})}
-    )
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env)
     assert process.stdout is not None
     said = process.stdout.read(1)
     first, peak = time.perf_counter() - start, math.nan

@@ -244,8 +244,8 @@ class Kind:
 # What the command line sets for itself: torch's threads shall not spin on the cores that the native kernels use.
 SHORT_SPIN = (("GOMP_SPINCOUNT", "1000"),)
 ENGINES = {
-    "qkv": Kind(Qkv, None, 4, env=SHORT_SPIN),
-    "qkv-loop": Kind(QkvLoop, None, 4, env=SHORT_SPIN),
+    "qkv": Kind(Qkv, None, 2, env=SHORT_SPIN),
+    "qkv-loop": Kind(QkvLoop, None, 2, env=SHORT_SPIN),
     "qkv-plain": Kind(Qkv, 4, 4, env=(*SHORT_SPIN, ("QKV_NATIVE", "0"))),
     "llama.cpp": Kind(Llama, None, 2),
     "llama.cpp-rows": Kind(lambda model, n: Llama(model, n, extra=False), None, 2),

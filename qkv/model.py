@@ -6,7 +6,7 @@ m.generate("Once", max_tokens=20).text
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 
@@ -21,9 +21,9 @@ from qkv.load.model import load_model, save_model
 from qkv.load.reference import Source
 from qkv.load.sentence import Sentence
 from qkv.nn.stack import Transformer
-from qkv.tasks.embed import Vectors, embed
-from qkv.tasks.fill import fill
-from qkv.tasks.predict import apply, predict
+
+if TYPE_CHECKING:
+    from qkv.tasks.embed import Vectors
 
 
 class Model(Transformer):
@@ -119,18 +119,25 @@ class Model(Transformer):
         extra = {name: settings.pop(name) for name in ("tools", "documents") if name in settings}
         return self.generate(self.tokenizer.chat(messages, **extra), stream=stream, **settings)
 
-    def embed(self, texts: str | Iterable[str], **options: Any) -> Vectors:
+    def embed(self, texts: str | Iterable[str], **options: Any) -> "Vectors":
         """A vector for each text: float32 [texts, dim], or [dim] for one. The head must be a Pool
         (`load(…, new_head="pool")`). `options`, and what is refused: `qkv.tasks.embed.embed`."""
+        from qkv.tasks.embed import embed
+
         return embed(self, self.tokenizer, texts, self.sentence, **options).vectors
 
     def predict(self, text: str | Sequence[str], second: str | Sequence[str] | None = None, **options: Any) -> Any:
         """What the head says of a text: its label, the names in it, the answer to a question (`second`: where to look),
         a word for a mask. `options`, and what is refused: `qkv.tasks.predict.predict`."""
+        from qkv.tasks.predict import predict
+
         return predict(self, self.tokenizer, text, second, **options)
 
     def fill(self, text: str | Sequence[str], *, top: int = 5) -> Any:
         """The likeliest words for each mask: m.fill("Paris is the [MASK] of France"). See `qkv.tasks.fill.fill`."""
+        from qkv.tasks.fill import fill
+        from qkv.tasks.predict import apply
+
         return apply(fill, self, self.tokenizer, text, top=top)
 
 

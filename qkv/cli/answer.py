@@ -1,7 +1,10 @@
 """What `generate` and `chat` share: their options, loading a model, and printing an answer as it comes."""
 
+import gc
 import os
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
@@ -43,6 +46,22 @@ _LONG = 80  # characters
 CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\ufffd")
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage collection while torch is imported and the first model loaded, nor of what is there then: it stays to
+    the end. (A vocabulary and torch's modules are a million objects, to go through which takes 0.1 s each time.)"""
+    if "torch" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+@_uncollected()
 def load(ref: str, dtype: str | None, device: str | None, threads: int | None, **options: Any) -> "Model":
     """The model, ready to answer; `options` go to `qkv.load`. Raises as that, and InputError: no such device."""
     # GNU OpenMP reads this when torch is imported. Its threads wait for each other by spinning, which slows a decode of

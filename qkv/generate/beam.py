@@ -201,7 +201,7 @@ def _run(model: Transformer, searches: list[_Search], chunk: int) -> Iterator[tu
         ids = [taken for search in searches for taken in search.take([next(counts) for _ in search.waiting])]
         logits = read(ids, cache, [int(search.ready) for search in rows])
         watch.how = read.how
-        watch.read(cache.lengths, [len(search.request.source) for search in rows])
+        watch.read(cache, [len(search.request.source) for search in rows])
         kept, at = list[int](), 0
         for search in searches:
             n = len(search.open)

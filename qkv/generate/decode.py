@@ -158,7 +158,7 @@ def _run(model: Transformer, rows: list[_Row], cache: Cache | None, chunk: int) 
         wanted = [one + len(row.guess) for row, one in zip(rows, ready, strict=True)]
         logits = read([row.take(n) for row, n in zip(rows, counts, strict=True)], cache, wanted)
         watch.how = read.how
-        watch.read(cache.lengths, [len(row.request.source) for row in rows])
+        watch.read(cache, [len(row.request.source) for row in rows])
         steps = []
         for row, mine in zip(rows, torch.split(logits, wanted), strict=True):
             steps += _steps(watch, row, row.go_on(mine)) if len(mine) else []

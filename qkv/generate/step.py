@@ -8,7 +8,8 @@ from torch import Tensor
 
 from qkv.generate.limits import check_ids
 from qkv.nn.batch import Batch
-from qkv.nn.cache import Cache, Memory
+from qkv.nn.cache import Cache
+from qkv.nn.fixed import Memory
 from qkv.nn.lower import NotServed
 from qkv.nn.modes import evaluating
 from qkv.nn.native_step import NativeStep

@@ -13,6 +13,7 @@ from torch import nn
 
 from qkv import spec
 from qkv.nn.block import Crossing
+from qkv.nn.cache import Cache
 from qkv.nn.stack import Transformer
 
 
@@ -90,9 +91,9 @@ class Watch:
         """A step begins."""
         self.started = perf_counter()
 
-    def read(self, lengths: Sequence[int], sources: Sequence[int] = ()) -> None:
-        """The model has read its tokens, so that these lengths are held beside these of an encoder."""
-        self.bytes += self.traffic.step(lengths, sources)
+    def read(self, cache: Cache, sources: Sequence[int] = ()) -> None:
+        """The model has read its tokens into a cache, beside these lengths of an encoder."""
+        self.bytes += self.traffic.step(cache.lengths, sources, cache.dtype)
         self.prefilled = self.spent + perf_counter() - self.started
 
     def now(self) -> Moment:
@@ -130,32 +131,33 @@ class Traffic:
         self.weights -= _nbytes(model.last.embed)
         if isinstance(model.spec.head, spec.LMHead) and model.spec.head.tied:
             self.weights += model.table.nbytes
-        self.keys: dict[int, int] = {}
-        self.memory = 0  # a source's token
+        self.dtype = model.dtype
+        self.keys: dict[int, int] = {}  # numbers a token, by how many tokens are seen
+        self.memory = 0  # numbers of a source's token
         for block in model.spec.last:
             mixer = block.mixer
             if isinstance(mixer, spec.Attention):
                 seen = mixer.mask.size if isinstance(mixer.mask, spec.Window) else sys.maxsize
-                self.keys[seen] = self.keys.get(seen, 0) + _held(mixer, model)
+                self.keys[seen] = self.keys.get(seen, 0) + _held(mixer, model.spec.dim)
             if block.cross is not None:
-                self.memory += _held(block.cross, model)
+                self.memory += _held(block.cross, model.spec.dim)
         for layer in model.last.blocks:
             if isinstance(layer, Crossing):  # its keys and values are made once
                 self.weights -= _nbytes(layer.cross.k) + _nbytes(layer.cross.v)
 
-    def step(self, lengths: Sequence[int], sources: Sequence[int] = ()) -> int:
-        """With sequences of so many tokens held, and an encoder's states of so many."""
+    def step(self, lengths: Sequence[int], sources: Sequence[int] = (), dtype: torch.dtype | None = None) -> int:
+        """With sequences of so many tokens held, in this dtype (None: the model's), and an encoder's of so many."""
         own = sum(size * min(n, seen) for n in lengths for seen, size in self.keys.items())
-        return self.weights + own + self.memory * sum(sources)
+        return self.weights + (own + self.memory * sum(sources)) * (dtype or self.dtype).itemsize
 
 
 def _nbytes(part: nn.Module) -> int:
     return sum(t.nbytes for t in (*part.parameters(), *part.buffers()))
 
 
-def _held(attention: spec.Attention, model: Transformer) -> int:
-    """Bytes of a token's keys and values."""
-    return 2 * attention.kv_heads * attention.head_width(model.spec.dim) * model.dtype.itemsize
+def _held(attention: spec.Attention, dim: int) -> int:
+    """Numbers in a token's keys and values."""
+    return 2 * attention.kv_heads * attention.head_width(dim)
 
 
 def peak_memory(device: torch.device) -> int | None:

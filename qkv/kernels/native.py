@@ -48,7 +48,9 @@ class Native:
     def pack(self, kind: str, blocks: Tensor) -> Tensor:
         """Rows of a file's blocks, uint8 [N, bytes of a row], as tiles of 16 rows (qkv.h): the bytes [tiles' bytes]."""
         blocks, (N, K) = blocks.contiguous(), shape_of(kind, blocks)
-        tiles = blocks.new_zeros(-(-N // TILE) * TILE * blocks.shape[1])
+        tiles = blocks.new_empty(-(-N // TILE) * TILE * blocks.shape[1])
+        if N % TILE:
+            tiles[-TILE * blocks.shape[1] :].zero_()  # the rows of the last tile that aren't there
         self._pack(TYPES[kind], blocks.data_ptr(), N, K, tiles.data_ptr(), 0, torch.get_num_threads())
         return tiles
 

@@ -9,7 +9,8 @@ from qkv import spec
 from qkv.errors import ConfigError
 from qkv.nn.attend import Seen, attend
 from qkv.nn.batch import Batch
-from qkv.nn.cache import Contiguous, Fixed, Storage
+from qkv.nn.cache import Contiguous, Storage
+from qkv.nn.fixed import Fixed
 from qkv.nn.linear import Linear
 from qkv.nn.mask import Full, Mask
 from qkv.nn.parts import build, implements

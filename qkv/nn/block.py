@@ -9,7 +9,8 @@ from qkv import spec
 from qkv.errors import InputError
 from qkv.nn.attention import CrossAttention
 from qkv.nn.batch import Batch
-from qkv.nn.cache import Both, Fixed, Kept, Memory, Storage, Stream
+from qkv.nn.cache import Kept, Storage, Stream
+from qkv.nn.fixed import Both, Fixed, Memory
 from qkv.nn.parts import build, implements
 
 

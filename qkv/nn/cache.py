@@ -8,7 +8,6 @@ T  new tokens in the stream    B  sequences    G  key/value heads    D  head_dim
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -38,6 +37,11 @@ class Kept(ABC):
     def reserve(self, tokens: int) -> None:
         """Before the first step: hold enough that this many tokens are always undoable. Later: nothing changes."""
 
+    @abstractmethod
+    def keep_in(self, dtype: torch.dtype | None) -> None:
+        """Before the first step: hold keys and values in this dtype, each rounded to the nearest; None: as they come.
+        What is no key or value stays as it is."""
+
     @property
     @abstractmethod
     def nbytes(self) -> int:
@@ -53,6 +57,7 @@ class Storage(Kept):
 
 
 UNLIMITED = 2**62  # tokens, or slots
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 MOST_RUNS = 64  # beyond, one large attention with padding is faster than many small ones
 
 
@@ -71,10 +76,15 @@ def side_by_side(k: Tensor, v: Tensor, batch: Batch) -> Keys:
 
 
 class Stream(Storage):
-    """Remembers nothing: a step's queries see its own keys."""
+    """Remembers nothing: a step's queries see its own keys, rounded as a cache would hold them."""
+
+    def __init__(self) -> None:
+        self.dtype: torch.dtype | None = None
 
     def extend(self, k: Tensor, v: Tensor, batch: Batch) -> Seen:
         """Sequences of one length at a time, where there are not too many lengths: so nothing is padded or masked."""
+        if self.dtype is not None:
+            k, v = k.to(self.dtype).to(k.dtype), v.to(self.dtype).to(v.dtype)
         if batch.equal or len(batch.runs) > MOST_RUNS:
             return side_by_side(k, v, batch)
         return [Run(at, side_by_side(k[at], v[at], part), part) for at, part in batch.runs]
@@ -88,6 +98,9 @@ class Stream(Storage):
     def reserve(self, tokens: int) -> None:
         """Nothing is held."""
 
+    def keep_in(self, dtype: torch.dtype | None) -> None:
+        self.dtype = dtype
+
     @property
     def nbytes(self) -> int:
         return 0
@@ -96,12 +109,17 @@ class Stream(Storage):
 class Held(Storage):
     """Keys and values in tensors [B, G, slots, D], made at the first step.
 
-    `at_once`: the slots to make there and then; None: doubled whenever they are full, up to `most`."""
+    `at_once`: the slots to make there and then; None: doubled whenever they are full, up to `most`. A step's own keys
+    are seen as they are held, so that a text cut elsewhere has no other answer."""
 
     def __init__(self, at_once: int | None, most: int = UNLIMITED) -> None:
         self.at_once, self.most = at_once, most
+        self.dtype: torch.dtype | None = None
         self.k: Tensor | None = None
         self.v: Tensor | None = None
+
+    def keep_in(self, dtype: torch.dtype | None) -> None:
+        self.dtype = dtype
 
     def select(self, rows: Sequence[int]) -> None:
         if self.k is not None and self.v is not None:
@@ -122,7 +140,7 @@ class Held(Storage):
         slots = self.at_once or min(self.most, max(64, 1 << (needed - 1).bit_length()))
 
         def grown(old: Tensor | None) -> Tensor:
-            new = like.new_zeros(len(batch.lengths), like.shape[1], slots, like.shape[2])
+            new = like.new_zeros(len(batch.lengths), like.shape[1], slots, like.shape[2], dtype=self.dtype)
             if old is not None:
                 new[:, :, : old.shape[2]] = old
             return new
@@ -138,8 +156,9 @@ class Contiguous(Held):
         super().__init__(at_once=length)
 
     def extend(self, k: Tensor, v: Tensor, batch: Batch) -> Keys:
+        computed = k.dtype
         K, V = self.room(k, batch)
-        end = max(batch.ends)
+        k, v, end = k.to(K.dtype), v.to(V.dtype), max(batch.ends)
         if batch.aligned:
             start = batch.starts[0]
             K[:, :, start:end] = batch.grid(k).transpose(1, 2)
@@ -155,7 +174,8 @@ class Contiguous(Held):
             return torch.where(slots < torch.tensor(batch.ends, device=k.device)[:, None], slots, -1)
 
         used = (slice(None), slice(None), slice(end))
-        return Keys(K[used], V[used], lambda: batch.once("contiguous", positions), "contiguous", batch.aligned)
+        seen = K[used].to(computed), V[used].to(computed)
+        return Keys(*seen, lambda: batch.once("contiguous", positions), "contiguous", batch.aligned)
 
     def truncate(self, lengths: Sequence[int]) -> None:
         """A slot behind a sequence's end is never seen: that was so before anything was there."""
@@ -164,89 +184,20 @@ class Contiguous(Held):
         """All are undoable."""
 
 
-@dataclass(frozen=True)
-class Memory:
-    """What an encoder has made of some sequences: states [S, C] of a batch."""
-
-    states: Tensor
-    batch: Batch
-
-
-class Fixed(Kept):
-    """Keys and values of another sequence, made once: what cross-attention looks at. `lengths`: of those sequences;
-    `sources`: which of the encoded ones each row is."""
-
-    def __init__(self, k: Tensor, v: Tensor, batch: Batch) -> None:
-        """k and v [S, G, D] of the `batch` of these sequences."""
-        self.k, self.v = batch.grid(k).transpose(1, 2), batch.grid(v).transpose(1, 2)
-        self.lengths = list(batch.lengths)
-        self.sources = list(range(len(self.lengths)))
-
-    def look(self, batch: Batch) -> Keys:
-        """What each sequence of a step's batch may look at: all of its own. InputError: there are more or fewer."""
-        if len(batch.lengths) != len(self.lengths):
-            raise InputError(f"{len(batch.lengths)} targets for {len(self.lengths)} sequences that were encoded")
-
-        def positions() -> Tensor:
-            slots = torch.arange(self.k.shape[2], device=self.k.device)[None]
-            return torch.where(slots < torch.tensor(self.lengths, device=slots.device)[:, None], slots, -1)
-
-        equal = len(set(self.lengths)) == 1
-        return Keys(self.k, self.v, lambda: batch.once("fixed", positions), "fixed", equal)
-
-    def select(self, rows: Sequence[int]) -> None:
-        before, self.sources = self.sources, [self.sources[r] for r in rows]
-        if self.sources == before:  # a beam search's steps, within each prompt's own rows
-            return
-        index = torch.tensor(list(rows), device=self.k.device)
-        self.k, self.v, self.lengths = self.k[index], self.v[index], [self.lengths[r] for r in rows]
-        longest = max(self.lengths)
-        self.k, self.v = self.k[:, :, :longest], self.v[:, :, :longest]
-
-    def truncate(self, lengths: Sequence[int]) -> None:
-        """It doesn't grow with the sequences."""
-
-    def reserve(self, tokens: int) -> None:
-        """It doesn't grow with the sequences."""
-
-    @property
-    def nbytes(self) -> int:
-        return self.k.nbytes + self.v.nbytes
-
-
-class Both(Kept):
-    """A decoder layer's own keys and values, and those of the encoder's states."""
-
-    def __init__(self, own: Storage, fixed: Fixed) -> None:
-        self.own, self.fixed = own, fixed
-
-    def select(self, rows: Sequence[int]) -> None:
-        self.own.select(rows)
-        self.fixed.select(rows)
-
-    def truncate(self, lengths: Sequence[int]) -> None:
-        self.own.truncate(lengths)
-
-    def undoable(self, length: int) -> int:
-        return self.own.undoable(length)
-
-    def reserve(self, tokens: int) -> None:
-        self.own.reserve(tokens)
-
-    @property
-    def nbytes(self) -> int:
-        return self.own.nbytes + self.fixed.nbytes
-
-
 class Cache:
     """What a model holds of some sequences: one storage a layer, one length a sequence.
 
-    `lengths` is empty until the first step, which says how many sequences there are."""
+    `lengths` is empty until the first step, which says how many sequences there are. `dtype`: of the keys and values
+    held; None: as they come. InputError: it is none of DTYPES."""
 
-    def __init__(self, layers: Sequence[Kept], limit: int | None = None) -> None:
-        self.layers = list(layers)
-        self.limit = limit
+    def __init__(self, layers: Sequence[Kept], limit: int | None = None, dtype: torch.dtype | None = None) -> None:
+        if dtype is not None and dtype not in DTYPES:
+            known = ", ".join(str(one).removeprefix("torch.") for one in DTYPES)
+            raise InputError(f"a cache holds keys and values in {known}, not in {str(dtype).removeprefix('torch.')}")
+        self.layers, self.limit, self.dtype = list(layers), limit, dtype
         self.lengths: list[int] = []
+        for storage in self.layers:
+            storage.keep_in(dtype)
 
     def starts(self, lengths: Sequence[int]) -> list[int]:
         """Where the next `lengths` tokens begin. InputError: another number of sequences, or no room."""

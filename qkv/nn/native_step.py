@@ -59,4 +59,7 @@ class NativeStep:
 
 def _keeps(kept: Kept) -> bool:
     """Can the library's attention read and fill it?"""
-    return type(kept) is Contiguous and (kept.k is None or kept.k.dtype in CACHED)
+    if type(kept) is not Contiguous:
+        return False
+    dtype = kept.dtype if kept.k is None else kept.k.dtype
+    return dtype is None or dtype in CACHED

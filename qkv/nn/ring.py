@@ -63,13 +63,15 @@ class Ring(Held):
             raise InputError(
                 "the last step with this cache was cut off after its keys had pushed out older ones: start a new cache"
             )
+        computed = k.dtype
         K, V = self.room(k, batch)
+        k, v = k.to(K.dtype), v.to(V.dtype)
         if max(batch.lengths) == 1:
             self._write(K, V, k, v, batch)
-            return self._seen(K, V, batch.ends, batch)
+            return self._seen(K, V, batch.ends, batch, computed)
 
         # A chunk's first queries still see keys that its last ones push out: look at old and new side by side.
-        old, new = self._seen(K, V, batch.starts, batch), side_by_side(k, v, batch)
+        old, new = self._seen(K, V, batch.starts, batch, computed), side_by_side(k.to(computed), v.to(computed), batch)
         seen = torch.cat((old.k, new.k), 2), torch.cat((old.v, new.v), 2)
         self._write(K, V, k, v, batch)
         rows = len(batch.lengths)
@@ -80,8 +82,8 @@ class Ring(Held):
         layout = ("ring", self.slots)
         return Keys(*seen, lambda: batch.once((*layout, "and new"), positions), layout, old.in_order)
 
-    def _seen(self, K: Tensor, V: Tensor, ends: Sequence[int], batch: Batch) -> Keys:
-        """The slots in use once `ends` tokens are there."""
+    def _seen(self, K: Tensor, V: Tensor, ends: Sequence[int], batch: Batch, dtype: torch.dtype) -> Keys:
+        """The slots in use once `ends` tokens are there, as numbers of this dtype."""
         used = (slice(None), slice(None), slice(min(max(ends), self.slots)))
 
         def positions() -> Tensor:
@@ -93,7 +95,8 @@ class Ring(Held):
 
         layout = ("ring", self.slots)
         in_order = batch.aligned and ends[0] <= self.slots
-        return Keys(K[used], V[used], lambda: batch.once(layout, positions), layout, in_order)
+        seen = K[used].to(dtype), V[used].to(dtype)
+        return Keys(*seen, lambda: batch.once(layout, positions), layout, in_order)
 
     def _write(self, K: Tensor, V: Tensor, k: Tensor, v: Tensor, batch: Batch) -> None:
         """The last `slots` new tokens of each sequence into their slots."""

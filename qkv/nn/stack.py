@@ -11,9 +11,11 @@ from qkv.errors import ConfigError, InputError
 from qkv.nn import attention, block, embed, head, mlp, norm  # noqa: F401  (importing registers their parts)
 from qkv.nn.batch import Batch
 from qkv.nn.block import PreNorm
-from qkv.nn.cache import Cache, Kept, Memory
+from qkv.nn.cache import Cache, Kept
 from qkv.nn.edge import Ids, as_stream, segments_of
+from qkv.nn.fixed import Memory
 from qkv.nn.head import LMHead
+from qkv.nn.packed import Packed
 from qkv.nn.parts import build, implements
 
 
@@ -94,6 +96,13 @@ class Transformer(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.table.dtype
 
+    @property
+    def cache_dtype(self) -> torch.dtype | None:
+        """What `new_cache` holds keys and values in: bfloat16 where weights are packed (their products round to 8 bits)
+        and activations have more than 16 bits; None: as they come."""
+        packed = any(isinstance(part, Packed) for part in self.modules())
+        return torch.bfloat16 if packed and self.dtype.itemsize > torch.bfloat16.itemsize else None
+
     def forward(
         self, ids: Ids, target: Ids | None = None, *, segments: Ids | None = None, cache: Cache | None = None
     ) -> Any:
@@ -128,11 +137,19 @@ class Transformer(nn.Module):
 
     def states(self, stream: Tensor, batch: Batch, cache: Cache | None = None, memory: Memory | None = None) -> Tensor:
         """ids [T] of a batch → last states [T, C]; the cache then holds its tokens too."""
-        kept = cache.layers if cache is not None else self.last.passing(memory)
+        kept = cache.layers if cache is not None else self._passing(memory)
         x = self.last(stream, batch, kept)
         if cache is not None:
             cache.advance(batch)
         return x  # type: ignore[no-any-return]
+
+    def _passing(self, memory: Memory | None) -> list[Kept]:
+        """What serves where there is no cache, rounding as one would: an answer doesn't depend on that."""
+        kept = self.last.passing(memory)
+        if self.decoder is not None and (dtype := self.cache_dtype) is not None:
+            for own in kept:
+                own.keep_in(dtype)
+        return kept
 
     def logits(self, states: Tensor) -> Tensor:
         """states [N, C] → logits [N, V]. InputError: another head than a language model's."""
@@ -140,12 +157,15 @@ class Transformer(nn.Module):
             raise InputError(f"this model's head is {type(self.spec.head).__name__}: it does not continue a text")
         return self.head.logits(states, self.table)
 
-    def new_cache(self, length: int | None = None, *, memory: Memory | None = None) -> Cache:
+    def new_cache(
+        self, length: int | None = None, *, memory: Memory | None = None, dtype: torch.dtype | None = None
+    ) -> Cache:
         """An empty cache for any number of sequences (the first step decides) of at most `length` tokens each, all
         of whose memory is taken at the first step; None: it grows as needed, up to twice what is held. `memory`: what
-        the decoder of an encoder–decoder looks at, one sequence of it for each of the cache's."""
+        the decoder of an encoder–decoder looks at, one sequence of it for each of the cache's. `dtype`: of the keys and
+        values held; None: `cache_dtype`. InputError: it is not one of floating point."""
         with torch.no_grad():
-            return Cache(self.last.new_storages(length, memory), length)
+            return Cache(self.last.new_storages(length, memory), length, dtype or self.cache_dtype)
 
     def batch(
         self, ids: Ids, *, segments: Ids | None = None, cache: Cache | None = None, stack: spec.Stack | None = None

@@ -1,5 +1,6 @@
 """`qkv generate`: the answer on standard output, everything else beside it."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -200,3 +201,24 @@ def test_guesses_that_cannot_be_are_refused(command: Command, folder: Path, gguf
         assert (ran.code, ran.out) == (1, "")
         assert said in ran.err
     assert command("generate", PROMPT, "-m", folder, "--lookup", 0).code == 2
+
+
+LOADS = """
+import gc
+from qkv.cli.answer import load
+from qkv.errors import NotFound
+try:
+    load("./nothing", None, None, None)
+except NotFound:
+    print(gc.isenabled(), gc.get_freeze_count() > 100_000)
+frozen = gc.get_freeze_count()
+try:
+    load("./nothing", None, None, None)
+except NotFound:
+    print(gc.isenabled(), gc.get_freeze_count() == frozen)
+"""
+
+
+def test_garbage_is_collected_again_once_a_model_is_loaded_or_not() -> None:
+    done = subprocess.run([sys.executable, "-c", LOADS], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True"] * 4

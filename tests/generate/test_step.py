@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qkv.generate.step import Reader, new_cache, share
-from qkv.nn.cache import Both
+from qkv.nn.fixed import Both
 from qkv.nn.modes import evaluating
 from qkv.nn.stack import Transformer
 from tests.generate.tiny import pair, pair_spec, tiny

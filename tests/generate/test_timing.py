@@ -8,6 +8,7 @@ import torch
 
 from qkv import spec
 from qkv.generate.timing import Timing, Traffic, Watch, peak_memory
+from qkv.nn.cache import Cache
 from qkv.nn.stack import Transformer
 from tests.generate.tiny import VOCAB, model_spec, pair_spec
 
@@ -45,11 +46,27 @@ def test_beside_an_encoder_a_step_reads_the_decoder_and_what_it_looks_at(kind: s
     assert Traffic(model).step([10, 3], [5, 6]) == weights + (13 + 11) * 2 * 2 * 32 * 4
 
 
+def held(*lengths: int, dtype: torch.dtype | None = None) -> Cache:
+    """A cache of sequences of so many tokens."""
+    cache = Cache([], dtype=dtype)
+    cache.lengths = list(lengths)
+    return cache
+
+
+def test_keys_held_in_fewer_bits_are_fewer_bytes() -> None:
+    watch = Watch(Transformer(model_spec()))
+    for dtype, size in ((None, 4), (torch.float32, 4), (torch.bfloat16, 2)):
+        watch.bytes = 0
+        watch.start()
+        watch.read(held(10, 3, dtype=dtype))
+        assert watch.bytes == watch.traffic.step([]) + 13 * 2 * KEYS * size // 4
+
+
 def test_what_a_consumer_does_between_steps_does_not_count() -> None:
     watch = Watch(Transformer(model_spec()))
     for _ in range(2):
         watch.start()
-        watch.read([1])
+        watch.read(held(1))
         now = watch.now()
         watch.stop()
         time.sleep(0.05)
@@ -92,7 +109,7 @@ def test_it_says_what_computed_the_steps() -> None:
     watch = Watch(Transformer(model_spec()))
     watch.how = "torch (no compiler)"
     watch.start()
-    watch.read([1])
+    watch.read(held(1))
     now = watch.now()
     assert watch.timing(now, now, 1, 0).step == "torch (no compiler)"
 

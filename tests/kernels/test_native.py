@@ -167,6 +167,20 @@ def test_tiles_and_back(library: Native, kind: str, N: int) -> None:
     assert torch.equal(library.unpack(kind, tiles, N), torch.from_numpy(raw))
 
 
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("N", [1, 15, 16, 17])
+def test_rows_that_are_not_there_are_zero_bytes(
+    library: Native, kind: str, N: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def used(tensor: torch.Tensor, *size: int) -> torch.Tensor:  # memory as another left it
+        return tensor.new_full(size, 255)
+
+    blocks, rows = torch.from_numpy(any_blocks(kind, N, 3, N)), -(-N // TILE) * TILE
+    monkeypatch.setattr(torch.Tensor, "new_empty", used)
+    whole = library.unpack(kind, library.pack(kind, blocks), rows)
+    assert torch.equal(whole, torch.cat((blocks, blocks.new_zeros(rows - N, blocks.shape[1]))))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("scale", [None, *EXTREME])
 @pytest.mark.parametrize("kind", TYPES)

@@ -12,7 +12,8 @@ from qkv.errors import InputError
 from qkv.nn import attention, mlp, norm  # noqa: F401  (importing registers their parts)
 from qkv.nn.batch import Batch
 from qkv.nn.block import CROSSING, PLACES
-from qkv.nn.cache import Contiguous, Memory, Stream
+from qkv.nn.cache import Contiguous, Stream
+from qkv.nn.fixed import Memory
 from qkv.nn.parts import build
 
 Equation = Callable[[Any, Callable[[Tensor], Tensor], Tensor], Tensor]  # the block, its mixer, x

@@ -1,5 +1,6 @@
 """Whatever a cache holds and however it was filled, the answer is that of the whole text at once."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from qkv import spec
 from qkv.errors import ConfigError, InputError
-from qkv.nn.cache import Cache, Contiguous, Storage, Stream
+from qkv.nn.batch import Batch
+from qkv.nn.cache import DTYPES, Cache, Contiguous, Held, Storage, Stream
 from qkv.nn.ring import Ring
 from qkv.nn.stack import Transformer
 from tests.tiny import VOCAB, tiny
@@ -296,89 +298,66 @@ def test_what_is_held_is_of_the_weights_precision_and_carries_no_gradient() -> N
         assert not layer.k.requires_grad
 
 
-# --- what an encoder has made ---------------------------------------------------------------------------------------
+# --- in fewer bits --------------------------------------------------------------------------------------------------
 
 
-def seq2seq(position: spec.Relative | None = None) -> Transformer:
-    """An encoder and a decoder of two layers; with `position`, one for all layers of each."""
-    full, causal = (spec.Attention(4, 2, mask=mask) for mask in (spec.Full(), spec.Causal()))
-    cross = spec.Attention(4, 1, mask=spec.Full())
-    kept = [
-        spec.Stack((spec.Block(mixer, spec.Plain(24), spec.RMS(), cross=own),), 2, spec.RMS(), position=position)
-        for mixer, own in ((full, None), (causal, cross))
-    ]
-    model = Transformer(spec.Model(VOCAB, 16, kept[1], kept[0], start=0)).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.copy_(torch.randn_like(weight) * 0.5)
-    return model
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("make", [Contiguous, lambda: Contiguous(60), lambda: Ring(4), lambda: Ring(4, at_once=True)])
+def test_what_is_seen_is_what_is_held_however_it_came(make: Callable[[], Held], dtype: torch.dtype) -> None:
+    """A step's own keys too: to the bit the rounded ones, at their positions, and all that a window of 4 must see."""
+
+    @settings(max_examples=10)
+    @given(st.data())
+    def any_history(data: st.DataObject) -> None:
+        storage, rows = make(), data.draw(st.integers(1, 3))
+        storage.keep_in(dtype)
+        storage.reserve(3)
+        exact = [torch.empty(0, 2, 3) for _ in range(rows)]
+        for _ in range(data.draw(st.integers(1, 5))):
+            starts = [len(x) for x in exact]
+            lengths = data.draw(st.lists(st.integers(1, 6), min_size=len(exact), max_size=len(exact)))
+            new = [torch.randn(n, 2, 3) for n in lengths]
+            exact = [torch.cat(pair) for pair in zip(exact, new, strict=True)]
+            k, batch = torch.cat(new), Batch(lengths, starts, torch.device("cpu"))
+            seen = storage.extend(k, -k, batch)
+            assert seen.k.dtype == seen.v.dtype == torch.float32
+            for b, positions in enumerate(seen.positions().expand(len(exact), -1)):
+                there = positions >= max(0, starts[b] - 3)  # older ones may be gone
+                known = exact[b][positions[there]].to(dtype).float().transpose(0, 1)
+                assert torch.equal(seen.k[b][:, there], known)
+                assert torch.equal(seen.v[b][:, there], -known)
+                assert set(range(max(0, starts[b] - 3), batch.ends[b])) <= set(positions.tolist())
+            back = [data.draw(st.integers(max(n - min(3, storage.undoable(s)), s), n)) for n, s in
+                    zip(batch.ends, starts, strict=True)]  # fmt: skip
+            storage.truncate(back)
+            chosen = data.draw(st.lists(st.integers(0, len(exact) - 1), min_size=1, max_size=3))
+            storage.select(chosen)
+            exact = [exact[i][: back[i]] for i in chosen]
+            if not all(map(len, exact)):
+                break
+
+    any_history()
 
 
-texts = st.lists(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=7), min_size=1, max_size=3)
+@mixers
+def test_in_16_bits_the_answer_is_almost_the_same_from_half_the_memory(name: str) -> None:
+    model = tiny(*MIXERS[name])
+    pieces = [[[1, 2, 3], [4]], [[5], [6]], [[7, 8, 9, 10], [11, 12]]]
+    plain, half = model.new_cache(), model.new_cache(dtype=torch.bfloat16)
+    for ours, exact in zip(steps(model, pieces, half), steps(model, pieces, plain), strict=True):
+        assert ours.dtype == torch.float32
+        assert 0 < (ours - exact).norm() < 0.02 * exact.norm()
+    assert half.nbytes * 2 == plain.nbytes
+    for cache in (half, plain):
+        cache.select([1, 0, 1])
+        cache.truncate([3, 7, 3])
+    ours, exact = (torch.cat(model([[1], [2, 3], [4]], cache=cache)) for cache in (half, plain))
+    assert (ours - exact).norm() < 0.02 * exact.norm()
 
 
-@given(pieces=cuttings(), data=st.data())
-@pytest.mark.parametrize("position", [None, spec.RelativeBias(8, 6)], ids=repr)
-def test_a_memory_in_any_order(
-    position: spec.Relative | None, pieces: list[list[list[int]]], data: st.DataObject
-) -> None:
-    """Encoded once, read in pieces, rows chosen anew in between."""
-    model, rows = seq2seq(position), len(pieces[0])
-    sources = data.draw(st.lists(texts.map(lambda t: t[0]), min_size=rows, max_size=rows), label="sources")
-    order = data.draw(st.lists(st.integers(0, rows - 1), min_size=1, max_size=4), label="order")
-    with torch.no_grad():
-        cache = model.new_cache(memory=model.encode(sources))
-        stream, batch = model.batch(pieces[0], cache=cache)
-        model.states(stream, batch, cache)
-        cache.select(order)
-        later = [[1 + i, 2] for i in range(len(order))]
-        stream, batch = model.batch(later, cache=cache)
-        found = batch.split(model.logits(model.states(stream, batch, cache)))
-        for i, row in enumerate(order):
-            expected = model([sources[row]], [pieces[0][row] + later[i]])[0][-2:]
-            torch.testing.assert_close(found[i], expected, **CLOSE)
-
-
-def test_a_memory_is_copied_only_where_rows_are_of_other_sources() -> None:
-    """A beam search reorders at every step, mostly within the rows of a prompt."""
-    model, sources = seq2seq(), [[1, 2, 3], [4]]
-    with torch.no_grad():
-        cache = model.new_cache(memory=model.encode(sources))
-        model([[1], [1]], cache=cache)
-        cache.select([0, 0, 1, 1])
-        held = cache.layers[0].fixed.k
-        model([[2], [3], [4], [5]], cache=cache)
-        cache.select([1, 1, 3, 2])
-        assert cache.layers[0].fixed.k is held
-        cache.select([3, 0])
-        found = model([[6], [6]], cache=cache)
-        expected = model([[4], [1, 2, 3]], [[1, 4, 6], [1, 3, 6]])
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one[-1:], other[-1:], **CLOSE)
-
-
-def test_a_memory_is_for_as_many_sequences() -> None:
-    model = seq2seq()
-    cache = model.new_cache(memory=model.encode([[1, 2], [3]]))
-    assert cache.nbytes == 2 * 2 * 2 * 2 * 4 * 4  # layers · k and v · sequences · slots · head_dim · bytes
-    stream, batch = model.batch([[1]], cache=cache)
-    with pytest.raises(InputError, match="1 targets for 2 sequences that were encoded"):
-        model.states(stream, batch, cache)
-
-
-def test_a_decoder_beside_an_encoder_needs_its_states() -> None:
-    with pytest.raises(InputError, match="give `memory`, which `encode` makes"):
-        seq2seq().new_cache()
-
-
-def test_beside_a_memory_the_decoders_own_tokens_can_be_taken_back() -> None:
-    model = seq2seq()
-    with torch.no_grad():
-        cache = model.new_cache(memory=model.encode([[1, 2, 3], [4]]))
-        cache.reserve(3)
-        assert cache.undoable(5) > 1000
-        model([[1, 2, 3], [4, 5]], cache=cache)
-        cache.truncate([1, 2])
-        found = model([[6], [7, 8]], cache=cache)
-        expected = model([[1, 2, 3], [4]], [[1, 6], [4, 5, 7, 8]])
-    torch.testing.assert_close(found, [expected[0][1:], expected[1][2:]], **CLOSE)
+def test_a_dtype_that_holds_no_keys_is_refused() -> None:
+    for dtype, name in ((torch.int8, "int8"), (torch.bool, "bool"), (torch.complex64, "complex64")):
+        with pytest.raises(InputError, match=f"keys and values in float64, .*, not in {name}"):
+            tiny().new_cache(dtype=dtype)
+    assert tiny().new_cache().dtype is None
+    assert tiny().new_cache(dtype=torch.float16).dtype == torch.float16

@@ -23,12 +23,19 @@ def one(step: NativeStep, cache: Cache) -> torch.Tensor:
     return step([1], batch, cache, [0])
 
 
-def test_a_cache_of_another_shape() -> None:
+def used() -> tuple[NativeStep, Cache, list[Contiguous]]:
+    """A step that has run once, its cache, and the storages of that."""
     model = tiny()
     step, cache = NativeStep(model), model.new_cache()
     one(step, cache)
-    for storage in cache.layers:
-        assert isinstance(storage, Contiguous)
+    storages = [storage for storage in cache.layers if isinstance(storage, Contiguous)]
+    assert len(storages) == len(cache.layers)
+    return step, cache, storages
+
+
+def test_a_cache_of_another_shape() -> None:
+    step, cache, storages = used()
+    for storage in storages:
         assert storage.k is not None
         storage.k = storage.v = storage.k[..., :2].contiguous()
     with pytest.raises(InputError, match="make it with the model's own new_cache"):
@@ -43,11 +50,8 @@ def test_a_cache_of_other_layers() -> None:
 
 
 def test_a_cache_that_is_not_as_it_was_made() -> None:
-    model = tiny()
-    step, cache = NativeStep(model), model.new_cache()
-    one(step, cache)
-    for storage in cache.layers:
-        assert isinstance(storage, Contiguous)
+    step, cache, storages = used()
+    for storage in storages:
         assert storage.k is not None
         storage.k = storage.k.transpose(0, 2).contiguous().transpose(0, 2)
     with pytest.raises(InputError, match="not as new_cache makes them"):

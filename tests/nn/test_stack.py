@@ -15,6 +15,7 @@ from qkv.errors import ConfigError, InputError
 from qkv.nn.attention import Attention
 from qkv.nn.batch import Batch
 from qkv.nn.cache import Stream
+from qkv.nn.packed import Packed
 from qkv.nn.stack import Transformer
 from tests.tiny import VOCAB, tiny
 
@@ -332,3 +333,32 @@ def test_segments_are_of_the_stack_that_reads_them() -> None:
     cache = model.new_cache(memory=model.encode(IDS, segments=torch.ones_like(IDS)))
     with pytest.raises(InputError, match="has no segments"):
         model(IDS, cache=cache, segments=torch.ones_like(IDS))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "packed", "wish", "held"),
+    [
+        (torch.float32, False, None, None),
+        (torch.bfloat16, False, None, None),
+        (torch.float32, True, None, torch.bfloat16),
+        (torch.float32, True, torch.float32, torch.float32),
+        (torch.float32, False, torch.bfloat16, torch.bfloat16),
+        (torch.float16, True, None, None),  # as small, and more precise
+        (torch.bfloat16, True, None, None),
+    ],
+)
+def test_what_a_cache_holds_keys_in(
+    dtype: torch.dtype, packed: bool, wish: torch.dtype | None, held: torch.dtype | None
+) -> None:
+    """Of packed weights 16 bits, unless it is told otherwise; else what the model computes."""
+    mixer = spec.Attention(4, 2, head_dim=8)
+    block = spec.Block(mixer, spec.Plain(32), spec.RMS())
+    model = Transformer(spec.Model(VOCAB, 16, spec.Stack((block,), 2))).eval().to(dtype)
+    if packed:
+        down = model.decoder.blocks[1].mlp.down
+        del down.weight
+        down.weight = Packed(torch.zeros(16, 20, dtype=torch.uint8), "Q4_1", dtype)
+    cache = model.new_cache(dtype=wish)
+    assert cache.dtype == held
+    model(IDS, cache=cache)
+    assert [layer.k.dtype for layer in cache.layers] == [held or dtype] * 2

@@ -13,7 +13,7 @@ from qkv.train import checkpoint, log
 from qkv.train.faults import NotFinite
 from qkv.train.run import CHECKPOINTS, train
 from qkv.train.schedule import factor
-from tests.train.tiny import DRY, GPT2, recipe, write
+from tests.train.tiny import DRY, GPT2, recipe, texts, write
 
 CASES = {
     "plain": {},
@@ -172,10 +172,12 @@ def test_a_number_that_is_not_finite_stops_before_the_step(tmp_path, monkeypatch
 
 def test_the_best_weights_are_left_and_patience_ends(tmp_path):
     out = tmp_path / "run"
+    backwards = [json.dumps({"text": " ".join(text.split()[::-1])}) for text in texts(6)]
+    (tmp_path / "valid.jsonl").write_text("\n".join(backwards))  # which the model gets worse at
     said = recipe(
         tmp_path,
         data={"valid": "valid.jsonl"},
-        train={"steps": 200, "lr": 5e-2},
+        train={"steps": 200, "lr": 5e-3},
         eval={"every": 5, "best": "perplexity", "patience": 2},
     )
     done = train(said, out)
