@@ -26,6 +26,7 @@ def quantize(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model reference.")],
     to: Annotated[str, typer.Option(help=f"Bits a weight: {', '.join(SCHEMES)}.")] = "int4",
     group: Annotated[int, typer.Option(help=f"Weights that share a scale: {GROUP}, as the kernels have it.")] = GROUP,
+    tables: Annotated[str, typer.Option(help="The same for the table of tokens, and a head of its own.")] = "int8",
     folder: Annotated[
         Path | None, typer.Option("--out", help="The folder to write, a new one; NAME-int4 here if not given.")
     ] = None,
@@ -33,7 +34,7 @@ def quantize(
 ) -> None:
     """Write a model again with its matrices in 8 or 4 bits.
 
-    Norms, biases and what can't be packed stay as they are; the table says what was packed and how far off it is. The
+    The vocabulary's are in 8, if not told otherwise. Norms, biases and what can't be packed stay as they are; the table says what was packed and how far off it is. The
     folder is loaded as any other, and its matrices stay packed in memory. Example: qkv quantize smollm2 --to int8
     """
     from qkv.adapt.quantize import check
@@ -41,7 +42,8 @@ def quantize(
     from qkv.load.describe import describe
     from qkv.model import load, save
 
-    check(to, group)
+    for scheme in (to, tables):
+        check(scheme, group)
     described = describe(model, config_only=False)
     target = folder if folder is not None else Path(f"{_name(described)}-{to}")
     if target.exists():
@@ -50,7 +52,7 @@ def quantize(
     with _whole(target) as making:
         loaded = load(described.source.path, "float32" if described.gguf is not None else None)
         with progress("quantizing") as over:
-            done = pack(loaded, to, group, over=over)
+            done = pack(loaded, to, group, over=over, tables=tables)
         save(loaded, making)
     found = {"model": model, "origin": described.source.origin, "path": str(target), "source": source}
     notes = [*said, *loaded.notes, *done.notes]
@@ -111,6 +113,7 @@ def _kinds(done: "Quantized") -> dict[str, list["Matrix"]]:
 def _report(done: "Quantized", group: int) -> dict[str, Any]:
     kinds = {
         name: {
+            "to": of[0].to,
             "tensors": len(of),
             "bytes_before": sum(matrix.before for matrix in of),
             "bytes_after": sum(matrix.after for matrix in of),
@@ -130,14 +133,14 @@ def _print(done: "Quantized", target: Path) -> None:
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("matrices", style="cyan", no_wrap=True)
-    for title in ("tensors", "before", "after", "mean error", "worst"):
+    for title in ("to", "tensors", "before", "after", "mean error", "worst"):
         table.add_column(title, justify="right", no_wrap=True)
     for name, row in _report(done, GROUP)["kinds"].items():
         before, after = binary(row["bytes_before"]), binary(row["bytes_after"])
         errors = (f"{row['mean_error']:.2%}", f"{row['worst_error']:.2%}")
-        table.add_row(Text(name), str(row["tensors"]), before, after, *errors)
+        table.add_row(Text(name), row["to"], str(row["tensors"]), before, after, *errors)
     console = out()
     console.print(table)
     sizes = f"{binary(done.before)} → {binary(done.after)}, {done.before / done.after:.2f} times smaller"
-    console.print(Text.assemble((f"{len(done.packed)} tensors {done.to}", "bold"), f"  {sizes}"))
+    console.print(Text.assemble((f"{len(done.packed)} tensors packed", "bold"), f"  {sizes}"))
     console.print(str(target), markup=False, soft_wrap=True)

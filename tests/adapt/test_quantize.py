@@ -69,12 +69,15 @@ def test_every_family_is_saved_packed_and_loaded_the_same(
     for matrix in done.packed:
         weight = named_weights(ours)[matrix.name]
         assert isinstance(weight, torch.Tensor)
-        assert torch.equal(named_weights(other)[matrix.name].blocks, pack(weight, KINDS[to]))  # type: ignore[union-attr]
+        blocks = named_weights(other)[matrix.name].blocks  # type: ignore[union-attr]
+        assert torch.equal(blocks, pack(weight, KINDS[matrix.to]))
+    tables = {matrix.name for matrix in done.packed if len(named_weights(ours)[matrix.name]) == ours.spec.vocab}
+    assert all(matrix.to == ("int8" if matrix.name in tables else to) for matrix in done.packed)
     folder = save_model(other, tmp_path / "m")
     again, *_, notes = load_model(folder, Transformer)
     assert_same_weights(other, again)
     assert sum(isinstance(weight, Packed) for weight in named_weights(again).values()) == len(done.packed)
-    assert any(f"{KINDS[to]} matrices stay packed" in note for note in notes)
+    assert any(KINDS[to] in note and "matrices stay packed" in note for note in notes)
     unpacked, *_ = load_model(folder, Transformer, dtype="float32")
     for parameter, weight in named_weights(other).items():
         assert torch.equal(unpacked.get_parameter(parameter), plain(weight)), parameter
@@ -82,6 +85,7 @@ def test_every_family_is_saved_packed_and_loaded_the_same(
     assert off(answers(again), exact) < 0.1  # the kernels round activations to 8 bits
     with monkeypatch.context() as patched:
         patched.setattr("qkv.nn.packed.native", lambda: None)
+        patched.setattr(Transformer, "cache_dtype", None)  # keys as they come
         reference, *_ = load_model(folder, Transformer)
         torch.testing.assert_close(answers(reference), exact, atol=1e-5, rtol=1e-5)
     assert off(exact, answers(ours)) < (0.04 if to == "int8" else 0.5)  # random weights of 32 inputs are the worst case
@@ -131,11 +135,20 @@ def test_sizes_and_errors_are_those_of_the_files(tmp_path: Path) -> None:
         assert isinstance(weight, torch.Tensor)
         assert isinstance(twin, Packed)
         assert matrix.shape == tuple(weight.shape)
-        assert (matrix.before, matrix.after) == (weight.nbytes, weight.nbytes * 5 // 32)
+        assert (matrix.before, matrix.after) == (weight.nbytes, weight.nbytes * (17 if matrix.to == "int8" else 10) // 64)
         assert matrix.error == pytest.approx(float((twin.dequantize() - weight).norm() / weight.norm()), rel=1e-4)
     assert done.before == sum(weight.nbytes for weight in named_weights(ours).values())
     written = (save_model(other, tmp_path / "m") / "model.safetensors").read_bytes()
     assert len(written) - 8 - int.from_bytes(written[:8], "little") == done.after
+
+
+def test_the_vocabulary_in_as_few_bits_as_asked(tmp_path: Path) -> None:
+    _, other, done = quantized("llama", "int4", tables="int4")
+    assert {matrix.to for matrix in done.packed} == {"int4"}
+    said = json.loads((save_model(other, tmp_path / "m") / "config.json").read_text())["quantization_config"]
+    assert set(said["exceptions"].values()) == {"plain"}
+    with pytest.raises(InputError, match="int2"):
+        quantized("llama", "int4", tables="int2")
 
 
 def test_a_mean_of_zero_has_no_relative_error() -> None:
@@ -146,7 +159,7 @@ def test_a_mean_of_zero_has_no_relative_error() -> None:
 def test_a_selection_and_two_schemes_in_one_folder(tmp_path: Path) -> None:
     ours = copy.deepcopy(case("llama", "tiny").ours)
     first = quantize(ours, "int8", selection=lambda name: "embed" in name)
-    second = quantize(ours, "int4", selection=lambda name: "embed" not in name)
+    second = quantize(ours, "int4", selection=lambda name: "embed" not in name, tables="int4")
     assert {matrix.name for matrix in first.packed} == {"decoder.embed.tokens.weight"}
     folder = save_model(ours, tmp_path / "m")
     said = json.loads((folder / "config.json").read_text())["quantization_config"]
@@ -234,7 +247,7 @@ def test_a_model_without_rows_of_32() -> None:
 
 def test_packed_weights_are_not_packed_again() -> None:
     _, other, _ = quantized("llama", "int4")
-    with pytest.raises(InputError, match=r"14 weights are packed already .*Q4_1.*dtype='float32' first"):
+    with pytest.raises(InputError, match=r"14 weights are packed already .*Q8_0.*dtype='float32' first"):
         quantize(other, "int8")
 
 
