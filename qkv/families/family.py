@@ -6,7 +6,7 @@ enough: it is found by name, loaded and saved by its table, and tested by the wh
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
@@ -114,20 +114,32 @@ class Family:
 
     def config(self, model: Model) -> Config:
         """spec → config.json. ConfigError: this family's config can't say that."""
+        said: list[Change] = []
+        for config, wanted, understood in self._said(model):
+            if understood == wanted:
+                return config
+            said = said or diff(understood, wanted)
+        raise ConfigError(f"the config of {self.name} can't say this: {'; '.join(map(str, said))}")
+
+    def nearest(self, model: Model) -> Model:
+        """What this family's config can say of a spec: the spec as it is read from what is written of it. ConfigError:
+        the family has no such head."""
+        pairs = [(len(diff(understood, said)), understood) for _, said, understood in self._said(model)]
+        found = min(pairs, key=lambda pair: pair[0])[1]
+        return replace(found, head=model.head) if isinstance(model.head, Pool) else found
+
+    def _said(self, model: Model) -> Iterator[tuple[Config, Model, Model]]:
+        """By architecture: the config, and the spec that it should say and that it says."""
         model = replace(model, family=self.name)
         if isinstance(model.head, Pool):  # how states are pooled is said beside it
             model = replace(model, head=States(model.head.pooler))
-        said: list[Change] = []
         for architecture in self._of_kind(type(model.head)):
             head = {**write_head(model.head), **architecture.write(model.head)}
             config = {"architectures": [architecture.name], "model_type": self.name, **self.write(model), **head}
             understood = self.spec(config)
             if isinstance(understood.head, States) and isinstance(model.head, States) and model.head.pooler is None:
                 understood = replace(understood, head=model.head)  # a config doesn't say so: the tensors are not there
-            if understood == model:
-                return config
-            said = said or diff(understood, model)
-        raise ConfigError(f"the config of {self.name} can't say this: {'; '.join(map(str, said))}")
+            yield config, model, understood
 
     def architecture(self, config: Mapping[str, Any]) -> Architecture:
         """The kind of checkpoint that a config is of: the first, where it doesn't say. ConfigError: an unknown one."""

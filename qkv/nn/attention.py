@@ -11,7 +11,7 @@ from qkv.nn.attend import Seen, attend
 from qkv.nn.batch import Batch
 from qkv.nn.cache import Contiguous, Storage
 from qkv.nn.fixed import Fixed
-from qkv.nn.linear import Linear
+from qkv.nn.linear import Linear, rounded_once
 from qkv.nn.mask import Full, Mask
 from qkv.nn.parts import build, implements
 from qkv.nn.position import Relative
@@ -39,6 +39,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, batch: Batch, storage: Storage) -> Tensor:
         """x [T, C] → [T, C]. `storage` keeps this step's keys and values and says which there are to see."""
+        x = rounded_once(x)
         q_THD, (k_TGD, v_TGD) = self.queries(x), self.keys_values(x)
         q_THD, k_TGD = self.position.turn(q_THD, k_TGD, batch)
         return self.mix(q_THD, storage.extend(k_TGD, v_TGD, batch), batch)

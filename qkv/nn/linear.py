@@ -14,6 +14,14 @@ def _drawn(x: torch.Tensor, std: float) -> torch.Tensor:
     return x if x.is_meta else nn.init.normal_(x, std=std)
 
 
+def rounded_once(x: torch.Tensor) -> torch.Tensor:
+    """x for several products: in autocast's dtype, to which each of them would else round it for itself."""
+    kind = x.device.type
+    if x.dtype != torch.float32 or not torch.is_autocast_enabled(kind):
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
+
+
 class Linear(nn.Linear):
     """y = x Wᵀ + b."""
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qkv import spec
-from qkv.nn.linear import Linear
+from qkv.nn.linear import Linear, rounded_once
 from qkv.nn.parts import implements
 
 
@@ -55,4 +55,5 @@ class Gated(nn.Module):
         self.dropout = nn.Dropout(mlp.dropout) if mlp.dropout else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        x = rounded_once(x)
         return self.down(self.dropout(self.activation(self.gate(x)) * self.up(x)))  # type: ignore[no-any-return]

@@ -20,28 +20,41 @@ from qkv.train.recipe import ModelFrom
 _ROLES = ("bos", "eos", "pad")
 
 
-def begin(said: ModelFrom, tokenizer: Tokenizer | None, labels: Sequence[str] | None) -> Model:
-    """A model in float32 with its tokenizer. `labels`: of a new head that chooses from some.
+def begin(
+    said: ModelFrom,
+    tokenizer: Tokenizer | None,
+    labels: Sequence[str] | None,
+    problem: spec.Problem | None = None,
+) -> Model:
+    """A model in float32 with its tokenizer. `labels`: of a new head that chooses from some; `problem`: what a new
+    classifier is for (None: what the number of labels says).
 
     ConfigError, InputError: what `said` asks for can't be."""
     if said.origin is not None:
         named = labels if said.new_head in ("classify", "tag") else None
         model = load(said.origin, torch.float32, new_head=said.new_head, labels=named)
         model.tokenizer = tokenizer or model.tokenizer
-        if said.dropout is not None:
-            model = with_weights(model, with_dropout(model.spec, said.dropout), model.state_dict())
+        if (wanted := changed(model.spec, said, problem)) != model.spec:
+            model = with_weights(model, wanted, model.state_dict())
     else:
-        model = Model(shape(said, tokenizer, labels))
+        model = Model(shape(said, tokenizer, labels, problem))
         model.tokenizer = tokenizer
-        model.generation = _token_ids(tokenizer)
+        start = {} if model.spec.start is None else {"decoder_start_token_id": model.spec.start}
+        model.generation = {**_token_ids(tokenizer), **start}
     if tokenizer is not None:
         tokenizer.check_rows(model.spec.vocab)
     _freeze(model, said.freeze)
     return model
 
 
-def shape(said: ModelFrom, tokenizer: Tokenizer | None, labels: Sequence[str] | None) -> spec.Model:
-    """The spec of fresh weights. ConfigError: a config that its family doesn't understand, no vocabulary."""
+def shape(
+    said: ModelFrom,
+    tokenizer: Tokenizer | None,
+    labels: Sequence[str] | None,
+    problem: spec.Problem | None = None,
+) -> spec.Model:
+    """The spec of fresh weights; arguments as `begin`'s. ConfigError: a config that its family doesn't
+    understand, no vocabulary."""
     vocab = {} if tokenizer is None else {"vocab_size": tokenizer.vocab_size, **_config_ids(tokenizer)}
     if said.spec is not None:
         own = {"vocab": vocab["vocab_size"], **said.spec} if vocab else said.spec
@@ -52,7 +65,7 @@ def shape(said: ModelFrom, tokenizer: Tokenizer | None, labels: Sequence[str] | 
             raise ConfigError(
                 "model.new_head is for weights that exist or a family's config; a spec names its own head"
             )
-        return made if said.dropout is None else with_dropout(made, said.dropout)
+        return changed(made, said, problem)
     config = {**vocab, **(said.config or {})}
     family = find(config.get("model_type"))
     if said.new_head is not None:
@@ -60,8 +73,24 @@ def shape(said: ModelFrom, tokenizer: Tokenizer | None, labels: Sequence[str] | 
             raise ConfigError(f"model.new_head is {said.new_head!r}, none of {', '.join(HEADS)}")
         named = labels if said.new_head in ("classify", "tag") else None
         config = dict(family.with_head(config, HEADS[said.new_head], named))
-    model = family.spec(config)
-    return model if said.dropout is None else with_dropout(model, said.dropout)
+    return changed(family.spec(config), said, problem)
+
+
+def changed(model: spec.Model, said: ModelFrom, problem: spec.Problem | None) -> spec.Model:
+    """The spec with what `said` has other than the model: dropout, and what a new classifier is for."""
+    if problem is not None and said.new_head is not None and isinstance(model.head, spec.Classify):
+        model = dataclasses.replace(model, head=dataclasses.replace(model.head, problem=problem))
+    return model if said.dropout is None else _with_dropout(model, said.dropout)
+
+
+def _with_dropout(model: spec.Model, rate: float) -> spec.Model:
+    """The spec with this rate wherever its family's config has one (all have some), so that the trained model can be
+    saved; without a family, in each part."""
+    wanted: spec.Model = with_dropout(model, rate)
+    if not model.family:
+        return wanted
+    said: spec.Model = find(model.family).nearest(wanted)
+    return said if with_dropout(said, rate) == wanted else wanted  # else it couldn't be saved before
 
 
 def with_dropout(value: Any, rate: float) -> Any:

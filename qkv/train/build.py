@@ -71,7 +71,8 @@ class Machinery:
         room = optim.room(optimizers, names, said["optimizer"])
         found.load("optimizer", room)
         optim.restore(optimizers, names, room, said["optimizer"])
-        self.stepper.scaler.load_state_dict(said["scaler"])
+        if said["scaler"]:  # else products were not in float16 then
+            self.stepper.scaler.load_state_dict(said["scaler"])
         self.stepper.skipped = said["skipped"]
         state = State.from_json(said["loop"])
         state.batch = state.batch * said["world"] // self.world.size

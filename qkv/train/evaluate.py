@@ -15,7 +15,7 @@ from typing import cast
 import numpy as np
 import torch
 
-from qkv.errors import ConfigError, InputError
+from qkv.errors import ConfigError, InputError, TokenizerError
 from qkv.nn.modes import evaluating
 from qkv.nn.stack import Transformer
 from qkv.train import metrics, recipe
@@ -25,7 +25,7 @@ from qkv.train.objective import Feed, Objective, Sample
 from qkv.train.order import Order
 from qkv.train.predictions import Asked, Shown
 from qkv.train.records import Bad, Placed
-from qkv.train.shards import Shards
+from qkv.train.shards import Shards, cut
 
 BUDGET = 4096  # tokens a batch
 
@@ -131,7 +131,7 @@ class Evaluator:
         for placed in records:
             try:
                 found = self.objective.encode(placed.record)
-            except InputError as error:
+            except (InputError, TokenizerError) as error:
                 bad.report(placed.where, str(error))
                 continue
             if found:  # else it is too long, and dropped: the objective counts them
@@ -167,6 +167,9 @@ class _Held:
 
     def __getitem__(self, i: int) -> Sample:
         return self._samples[i]
+
+    def cut(self, i: int, start: int, stop: int) -> Sample:
+        return cut(self._samples[i], int(self.sizes[i]), start, stop)
 
     def where(self, i: int) -> str:
         return self._places[i]

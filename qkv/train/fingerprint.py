@@ -44,13 +44,17 @@ def fingerprint(
         "part": which,
         "files": _files(files, data, root),
         "tokenizer": hashlib.sha256(tokenizer.encode("utf-8", "surrogatepass")).hexdigest(),
-        "data": settings | ({"limit": data.limit} if which == "train" else {}),
+        "data": settings | (_limit(data) if which == "train" else {}),
         "objective": objective.model_dump(mode="json", exclude=_LATER),
         "length": length,
         **(extra or {}),
     }
     plain: Fingerprint = json.loads(json.dumps(made))  # as it will be read back: lists, not tuples
     return plain
+
+
+def _limit(data: recipe.Data) -> dict[str, Any]:
+    return {"limit": data.limit} | ({"drawn": "by hash"} if data.limit is not None else {})
 
 
 def digest(made: Fingerprint) -> str:

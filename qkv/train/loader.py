@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from qkv.errors import InputError, QkvError
 from qkv.train.objective import Feed, Objective, Sample
-from qkv.train.order import Batch, Block, Order, Piece
+from qkv.train.order import Batch, Block, Order
 from qkv.train.shards import Shards
 
 AHEAD = 4  # batches that each worker makes before they are asked for
@@ -239,13 +239,13 @@ def _whole(shards: Shards, batch: Batch) -> list[Sample]:
 
 def _joined(shards: Shards, batch: Batch) -> list[Sample]:
     """Each block one sample: its pieces after one another."""
-    blocks = [[_cut(shards, piece) for piece in cast(Block, block)] for block in batch]
+    blocks = [[shards.cut(*piece) for piece in cast(Block, block)] for block in batch]
     return [{column: np.concatenate([piece[column] for piece in block]) for column in block[0]} for block in blocks]
 
 
 def _apart(shards: Shards, batch: Batch) -> list[Sample]:
     """Each piece a sample."""
-    return [_cut(shards, piece) for block in batch for piece in cast(Block, block)]
+    return [shards.cut(*piece) for block in batch for piece in cast(Block, block)]
 
 
 _SAMPLES: dict[str, Callable[[Shards, Batch], Sequence[Sample]]] = {
@@ -253,16 +253,6 @@ _SAMPLES: dict[str, Callable[[Shards, Batch], Sequence[Sample]]] = {
     "blocks": _joined,
     "documents": _apart,
 }
-
-
-def _cut(shards: Shards, piece: Piece) -> Sample:
-    sample, size = shards[piece.sample], int(shards.sizes[piece.sample])
-    for column, values in sample.items():
-        if len(values) != size:
-            raise InputError(
-                f"column {column!r} has {len(values)} values for {size} tokens: such samples can't be packed"
-            )
-    return {column: values[piece.start : piece.stop] for column, values in sample.items()}
 
 
 class _Pickler(pickle.Pickler):

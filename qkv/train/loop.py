@@ -6,10 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import torch
+
 from qkv.errors import CorruptFile
 from qkv.train.faults import NotFinite, first_bad, named
 from qkv.train.loader import Loader, Position
 from qkv.train.objective import Feed
+from qkv.train.parallel import gather, sum_over
 from qkv.train.recipe import Recipe
 from qkv.train.schedule import Progress, factor
 from qkv.train.step import Gradients, Stepper, fold
@@ -19,13 +22,15 @@ from qkv.train.stop import Signals, Stopped
 @dataclass
 class State:
     """Where a run is, after a whole number of steps. `batch`: micro-batches of the epoch that are behind it; `seconds`
-    of training, evaluations apart; `best`: the metric that decides, at `best_step`, `waited` evaluations ago."""
+    of training, evaluations apart; `evaluated`: the step of the last one; `best`: the metric that decides, at
+    `best_step`, `waited` evaluations ago."""
 
     step: int = 0
     epoch: int = 0
     batch: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    evaluated: int = 0
     best: float | None = None
     best_step: int | None = None
     waited: int = 0
@@ -45,7 +50,7 @@ class State:
 @dataclass
 class Due:
     """What the loop calls between steps: `logged(gradients, lr factor, seconds)` after each one, `evaluate()`, which
-    says whether the run should end, and `save()`."""
+    tells the state what it found, and says whether these weights are to be kept, and `save()`. `where`: of a sample."""
 
     logged: Callable[[Gradients, float, float], None]
     evaluate: Callable[[], bool]
@@ -68,8 +73,8 @@ class Loop:
     ) -> None:
         self.recipe, self.stepper, self.loader, self.signals = recipe, stepper, loader, signals
         self.state, self.total, self.due = state, total, due
-        self.evaluated = self.saved = state.step
-        self._saved_at = time.monotonic()
+        self.saved = state.step
+        self._saved_at, self._late = time.monotonic(), False
 
     def progress(self) -> Progress:
         """How far the run is."""
@@ -86,8 +91,10 @@ class Loop:
     def run(self) -> None:
         """All steps that are left; Stopped where a signal came between them, NotFinite at a bad batch."""
         if not self.finished():
+            self._between()  # a signal may have come before the evaluation of the last step
+        if not self.finished():
             self._steps()
-        if self.evaluated != self.state.step:
+        if self.state.evaluated != self.state.step:
             self._evaluate()
         if self.saved != self.state.step:
             self._save()
@@ -104,8 +111,7 @@ class Loop:
             with self.signals.whole():
                 rate = factor(self.recipe.train.schedule, self.progress())
                 self.stepper.move(rate)
-                now = time.perf_counter()
-                seconds, clock = now - clock, now
+                seconds = self._seconds(clock)
                 self._moved(gradients, after, seconds)
                 self.due.logged(gradients, rate, seconds)
             if self.finished():
@@ -130,34 +136,44 @@ class Loop:
         self.state.tokens += gradients.tokens
         self.state.seconds += seconds
 
+    def _seconds(self, since: float) -> float:
+        """Of this step; and whether a checkpoint is due by time. By rank 0's clock, so that all ranks do the same."""
+        minutes, world = self.recipe.save.minutes, self.stepper.world
+        late = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+        told = torch.tensor([time.perf_counter() - since, late], dtype=torch.float64)
+        seconds, late = sum_over(world, told if world.first else torch.zeros_like(told)).tolist()
+        self._late = bool(late)
+        return float(seconds)
+
     def _between(self) -> None:
-        """Evaluation and checkpoint, where they are due."""
-        step, every = self.state.step, self.recipe.eval.every
-        if every is not None and step % every == 0:
+        """Evaluation and checkpoint, where they are due and not done."""
+        step, every, save = self.state.step, self.recipe.eval.every, self.recipe.save.every
+        if every is not None and step % every == 0 and self.state.evaluated != step:
             self._evaluate()
-        save = self.recipe.save
-        late = save.minutes is not None and time.monotonic() - self._saved_at >= 60 * save.minutes
-        if (save.every is not None and step % save.every == 0) or late:
+        if ((save is not None and step % save == 0) or self._late) and self.saved != step:
             self._save()
 
     def _evaluate(self) -> None:
-        self.state.stopped_early = self.due.evaluate() or self.state.stopped_early
-        self.evaluated = self.state.step
+        if self.due.evaluate():
+            self._save()
 
     def _save(self) -> None:
         with self.signals.whole():
             self.due.save()
-        self.saved, self._saved_at = self.state.step, time.monotonic()
+        self.saved, self._saved_at, self._late = self.state.step, time.monotonic(), False
 
     def _why(self, feeds: list[Feed]) -> str:
-        """Which batch, which module: each batch of the step once more, on this process alone."""
-        import torch
-
+        """Which batch, which module: each batch of the step once more, with the same random numbers, by all ranks."""
+        learner, world = self.stepper.learner, self.stepper.world
+        torch.manual_seed(fold(self.recipe.seed, self.state.step, world.rank))
+        own: list[tuple[bool, str]] = []
         for i, feed in enumerate(feeds):
-            torch.manual_seed(fold(self.recipe.seed, self.state.step, self.stepper.world.rank))
-            self.stepper.learner.zero_grad(set_to_none=True)
-            found = first_bad(self.stepper.learner, lambda feed=feed: self.stepper.learner(feed))  # type: ignore[misc]
-            if "computed again" not in found:
+            learner.zero_grad(set_to_none=True)
+            found = first_bad(learner, lambda feed=feed: learner(feed))  # type: ignore[misc]
+            if found is not None:
+                rank = f" of rank {world.rank}" if world.size > 1 else ""
                 samples = named([self.due.where(sample) for sample in feed.samples])
-                return f"batch {i + 1} of {len(feeds)} ({samples}): {found}. No step was taken, and nothing saved"
-        return "each of its batches is finite when computed alone"
+                own.append((found[0], f"batch {i + 1} of {len(feeds)}{rank} ({samples}): {found[1]}"))
+        told = [(not ahead, text) for each in gather(world, own) for ahead, text in each]
+        why = min(told, key=lambda one: one[0])[1] if told else "each of its batches is finite when computed alone"
+        return f"{why}. No step was taken, and nothing saved"

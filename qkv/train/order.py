@@ -7,7 +7,9 @@ states are neither read nor changed.
   would take the batch beyond the budget. True tokens count, as the stream has no padding. Then batches are shuffled.
 - By `sequences`: samples are shuffled and cut every so many.
 - Packed: texts are shuffled, joined, and cut every `length` tokens, in each epoch at other places: the first cut is
-  drawn. Blocks are then shuffled and cut into batches.
+  drawn. Blocks are then shuffled and cut into batches. To a block's tokens comes the one behind them, which the next
+  block begins with: so a model reads `length` tokens of each and predicts as many. ("documents": behind each piece of a
+  text stands the text's next token, so that the last of a text is not read, and one of a single token is left out.)
 
 The last, short batch (and the first and last, short block) are kept. Over `world` ranks, batches that stand together
 are dealt one to each rank, so that a step's batches are of like lengths; where their number doesn't divide, some are
@@ -70,10 +72,10 @@ class Order:
     def _check(self) -> None:
         batch, longest = self.batch, int(self._sizes.max())
         if batch.packing != "none" and batch.length is not None:
-            if batch.length < 2:
-                raise ConfigError("batch.length is 1: a block of one token has nothing to predict")
             if batch.tokens is not None and batch.tokens < batch.length:
                 raise ConfigError(f"batch.tokens is {batch.tokens}, less than one block of batch.length {batch.length}")
+            if not len(self._blocks(None)):
+                raise InputError("nothing to predict: no two tokens of the data follow each other in a text")
         elif batch.tokens is not None and longest > batch.tokens:
             raise InputError(
                 f"sample {int(self._sizes.argmax())} has {longest} tokens and batch.tokens is {batch.tokens}: raise "
@@ -143,33 +145,33 @@ class Order:
             windows.append(window[::-1] if number % 2 else window)
         return np.concatenate(windows)
 
-    def _blocks(self, draw: np.random.Generator) -> "_Blocks":
+    def _blocks(self, draw: np.random.Generator | None) -> "_Blocks":
+        """`draw` None: texts in their own order."""
         assert self.batch.length is not None
-        order = self._shuffled(len(self._sizes), draw)
-        first = int(draw.integers(self.batch.length)) if self.shuffle else 0
-        return _Blocks(order, self._sizes[order], self.batch.length, first)
+        drawn = draw if self.shuffle else None
+        order = np.arange(len(self._sizes)) if drawn is None else drawn.permutation(len(self._sizes))
+        first = 0 if drawn is None else int(drawn.integers(self.batch.length))
+        return _Blocks(order, self._sizes[order], self.batch.length, first, apart=self.batch.packing == "documents")
 
 
 class _Blocks:
-    """Texts in a row, cut every `length` tokens, first after `first`. No block has one token if that can be helped."""
+    """Texts in a row, cut every `length` tokens, first after `first`; with the token that follows each block or, where
+    texts are `apart`, each piece."""
 
-    def __init__(self, order: NDArray[np.int64], sizes: NDArray[np.int64], length: int, first: int) -> None:
+    def __init__(
+        self, order: NDArray[np.int64], sizes: NDArray[np.int64], length: int, first: int, apart: bool
+    ) -> None:
         self._order = order
-        self._ends = np.cumsum(sizes)
-        total = int(self._ends[-1])
-        cuts = [*range(first if first > 1 else length, total, length)]
-        if cuts and total - cuts[-1] == 1:
-            if cuts[-1] < length:  # the first block, which is short: the last token still fits in
-                del cuts[-1]
-            elif length > 2:
-                cuts[-1] -= 1
-        self._cuts = np.array([0, *cuts, total], np.int64)
+        self._inside, self._behind = int(apart), int(not apart)
+        self._ends = np.cumsum(np.maximum(sizes - self._inside, 0))
+        total = int(self._ends[-1]) - self._behind  # tokens that are read: the last of all, or of each text, is not
+        self._cuts = np.array([0, *range(first or length, total, length), *([total] if total else [])], np.int64)
 
     def __len__(self) -> int:
         return len(self._cuts) - 1
 
     def __getitem__(self, i: int) -> Block:
-        at, stop = int(self._cuts[i]), int(self._cuts[i + 1])
+        at, stop = int(self._cuts[i]), int(self._cuts[i + 1]) + self._behind
         text = int(np.searchsorted(self._ends, at, side="right"))
         pieces = []
         while at < stop:
@@ -177,7 +179,7 @@ class _Blocks:
             start = int(self._ends[text - 1]) if text else 0
             until = min(stop, end)
             if until > at:  # an empty text has no piece
-                pieces.append(Piece(int(self._order[text]), at - start, until - start))
+                pieces.append(Piece(int(self._order[text]), at - start, until - start + self._inside))
             at, text = until, text + 1
         return pieces
 

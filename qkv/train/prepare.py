@@ -1,5 +1,6 @@
 """From a recipe to what the loop needs: tokenizer, labels, model, objective, samples on disk, an evaluator."""
 
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 
+from qkv import spec
 from qkv.errors import ConfigError, InputError
 from qkv.inputs.text import Tokenizer
 from qkv.inputs.train import train_tokenizer
@@ -57,7 +59,7 @@ def prepare(recipe: Recipe, out: Path, world: parallel.World) -> Prepared:
     parallel.together(world, lambda: _train_tokenizer(recipe, out, training()) if world.first else None)
     tokenizer = tokenizer_of(recipe, out / TOKENIZER)
     torch.manual_seed(recipe.seed)  # fresh weights
-    model = begin(recipe.model, tokenizer, labels_of(recipe, training()))
+    model = begin(recipe.model, tokenizer, labels_of(recipe, training()), problem_of(recipe))
     assert model.tokenizer is not None
     packed = recipe.batch.packing != "none"
     objective = make(recipe.objective, model.spec, model.tokenizer, recipe.batch.length, packed=packed)
@@ -83,7 +85,8 @@ def prepare(recipe: Recipe, out: Path, world: parallel.World) -> Prepared:
         return Evaluator(recipe.eval, objective, found, bad, batch=recipe.batch, seed=recipe.seed)
 
     def test() -> Evaluator:
-        return Evaluator(recipe.eval, objective, part("test", bad), bad, batch=recipe.batch, seed=recipe.seed)
+        whole = recipe.eval.model_copy(update={"limit": None})  # which is of the validation records
+        return Evaluator(whole, objective, part("test", bad), bad, batch=recipe.batch, seed=recipe.seed)
 
     return Prepared(
         model,
@@ -126,14 +129,22 @@ def _train_tokenizer(recipe: Recipe, out: Path, found: Iterable[Mapping[str, Any
     """Train one, once a run: some kinds' training is not the same twice."""
     if recipe.tokenizer.train is None or (out / TOKENIZER / "tokenizer.json").exists():
         return
+    aside = out / f".{TOKENIZER}"  # it has several files, and a run that is killed between two begins anew
+    shutil.rmtree(aside, ignore_errors=True)
+    trained_tokenizer(recipe, found).save(aside)
+    shutil.rmtree(out / TOKENIZER, ignore_errors=True)
+    aside.rename(out / TOKENIZER)
+
+
+def trained_tokenizer(recipe: Recipe, found: Iterable[Mapping[str, Any]]) -> Tokenizer:
+    """A new one of the recipe's kind, for the texts of these records. Raises as `train_tokenizer`."""
     said = recipe.tokenizer
     assert said.train is not None
     ends = None if said.train in ("wordpiece", "char", "word") else _ENDS
-    made = train_tokenizer(texts_of(found), said.train, said.vocab, special_tokens=ends, lowercase=said.lowercase)
-    made.save(out / TOKENIZER)
+    return train_tokenizer(_texts_of(found), said.train, said.vocab, special_tokens=ends, lowercase=said.lowercase)
 
 
-def texts_of(found: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+def _texts_of(found: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """All texts of records, lists' too."""
     for record in found:
         for value in record.values():
@@ -146,6 +157,11 @@ def labels_of(recipe: Recipe, found: Iterable[Mapping[str, Any]]) -> tuple[str, 
     if isinstance(said, ClassifyTexts):
         return classify.labels_of(found, said)
     return tagging.labels_of(found, said) if isinstance(said, TagWords) else None
+
+
+def problem_of(recipe: Recipe) -> spec.Problem | None:
+    """What a new classifier is for; None: the objective is another."""
+    return recipe.objective.problem if isinstance(recipe.objective, ClassifyTexts) else None
 
 
 def _notes(samples: Shards) -> tuple[str, ...]:

@@ -7,19 +7,17 @@ from pathlib import Path
 
 from qkv import spec
 from qkv.inputs.text import Tokenizer
-from qkv.inputs.train import train_tokenizer
 from qkv.load.describe import describe
 from qkv.load.head import with_new_head
 from qkv.train import records
-from qkv.train.begin import shape, with_dropout
+from qkv.train.begin import changed, shape
 from qkv.train.objective import OBJECTIVES, Objective
 from qkv.train.objectives import make
-from qkv.train.prepare import labels_of, texts_of, tokenizer_of
+from qkv.train.prepare import labels_of, problem_of, tokenizer_of, trained_tokenizer
 from qkv.train.recipe import Recipe
 from qkv.train.survey import Drawn, Survey, draw, survey
 
 _DRAWN = 2000  # records that are looked at
-_ENDS = {"eos": "</s>", "pad": "<pad>", "unk": "<unk>", "mask": "<mask>"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,23 +51,19 @@ def _records(recipe: Recipe, kind: type[Objective]) -> Drawn:
 
 def _tokenizer(recipe: Recipe, drawn: Drawn) -> tuple[Tokenizer, list[str]]:
     """The run's, or one trained on what was drawn."""
-    said = recipe.tokenizer
-    if said.train is None:
+    if recipe.tokenizer.train is None:
         own = tokenizer_of(recipe, Path())
         assert own is not None
         return own, []
-    special = None if said.train in ("wordpiece", "char", "word") else _ENDS
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # so few texts give fewer tokens than asked for
-        made = train_tokenizer(
-            texts_of(drawn.records), said.train, said.vocab, special_tokens=special, lowercase=said.lowercase
-        )
+        made = trained_tokenizer(recipe, drawn.records)
     return made, [f"tokenizer: one trained on {len(drawn.records):,} records, whose tokens are shorter"]
 
 
 def _fresh(recipe: Recipe, tokenizer: Tokenizer, labels: Sequence[str] | None) -> spec.Model:
     """The spec of new weights, with the vocabulary that the recipe asks for."""
-    model = shape(recipe.model, tokenizer, labels)
+    model = shape(recipe.model, tokenizer, labels, problem_of(recipe))
     said = {**(recipe.model.config or {}), **(recipe.model.spec or {})}
     if recipe.tokenizer.vocab is None or "vocab" in said or "vocab_size" in said:
         return model
@@ -82,4 +76,4 @@ def _described(recipe: Recipe, labels: Sequence[str] | None) -> spec.Model:
     assert said.origin is not None
     own = describe(said.origin, config_only=False)
     model, _ = with_new_head(own, said.new_head, labels if said.new_head in ("classify", "tag") else None)
-    return model if said.dropout is None else with_dropout(model, said.dropout)
+    return changed(model, said, problem_of(recipe))

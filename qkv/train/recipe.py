@@ -42,7 +42,7 @@ class ModelFrom(Section):
     config: dict[str, Any] | None = None
     spec: dict[str, Any] | None = None
     new_head: str | None = None
-    dropout: Below1 | None = None  # of all blocks, in place of what the model says
+    dropout: Below1 | None = None  # in place of what the model says, wherever its config has one
     freeze: tuple[str, ...] = ()  # patterns (fnmatch) of parameters that stay as they are
 
     @model_validator(mode="after")
@@ -104,7 +104,7 @@ class Data(Section):
     fields: dict[str, str | int] = Field(default={})  # the objective's name → the file's, or a column's number
     header: bool = True  # of CSV and TSV: the first line names the columns
     hold_out: HoldOut | None = None
-    limit: Count | None = None  # training records at most
+    limit: Count | None = None  # training records at most, drawn by a hash from all files alike
     skip_bad: Some = 0  # bad records that are skipped, named and counted; one more stops the run
     workers: Some = 0  # processes that make batches
 

@@ -2,11 +2,13 @@
 
 import glob
 import hashlib
+import heapq
 import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,11 +47,12 @@ class Bad:
     """Records that can't be used: each is named, by `say`, and counted; one beyond `limit` is an InputError."""
 
     def __init__(self, limit: int = 0, say: Callable[[str], None] = _to_stderr) -> None:
-        self.limit, self.say, self.count = limit, say, 0
+        self.limit, self.say, self.count, self.first = limit, say, 0, ""
 
     def report(self, where: str, why: str) -> None:
         """Tell of a bad record. InputError: it is one too many."""
         self.count += 1
+        self.first = self.first or f"{where}: {why}"
         if self.count > self.limit:
             beyond = f" (and it is bad record number {self.count}; data.skip_bad is {self.limit})" if self.limit else ""
             raise InputError(f"{where}: {why}{beyond}. Mend it, or let data.skip_bad pass over so many")
@@ -61,8 +64,8 @@ def part(
 ) -> Iterator[Placed]:
     """The records of a part of a recipe's data: of its own files, or those that `hold_out` keeps of the training files.
 
-    Training records end at `data.limit`. Arguments and errors as `read`; ConfigError: a part with files of its own and
-    a share held out, or with neither."""
+    `data.limit` leaves a sample of the training records. Arguments and errors as `read`; ConfigError: a part with files
+    of its own and a share held out, or with neither."""
     held = data.hold_out.model_dump().get(which, 0.0) if data.hold_out else 0.0
     own: recipe.Files = getattr(data, which)
     if held and own != ():
@@ -92,7 +95,9 @@ def read(
     root: the folder that names are relative to (`data.root` is already in it). A pattern's files come sorted by name;
     "a.zip!b*.txt" are an archive's members. `data.fields` maps the objective's names to the files' (or, of CSV, TSV
     and CoNLL, to columns' numbers, from 1 on); a file's `set` wins over what a record says. `share`: only those that
-    `data.hold_out` puts there.
+    `data.hold_out` puts there. `limit`: at most so many of them: those with the smallest hashes of all that they say,
+    whatever their order and files, so that fewer are a part of more; the files are read twice then. Of the hub's data
+    sets the first ones, as they may have no end.
 
     Raises at once NotFound (a file isn't there) and ConfigError (a mapping that can't be); while reading InputError (a
     bad record beyond `on_bad`'s limit; no record at all) and CorruptFile, all by the name of the file.
@@ -100,7 +105,20 @@ def read(
     found = sources(files, data, root)
     names = {field: data.fields.get(field, field) for field in (*wanted, *optional)}
     _check(data, names, found)
-    return _read(found, data, names, frozenset(wanted), on_bad, share, limit)
+
+    def once(bad: Bad) -> Iterator[Placed]:
+        return _read(found, data, names, frozenset(wanted), bad, share)
+
+    if limit == ALL:
+        return once(on_bad)
+    return islice(once(on_bad), limit) if data.format == "hub" else _sample(once, on_bad, limit)
+
+
+def _sample(once: Callable[[Bad], Iterator[Placed]], on_bad: Bad, limit: int) -> Iterator[Placed]:
+    """The records with the smallest hashes, in their order."""
+    hashes = ((_hash(_text(placed.record)), number) for number, placed in enumerate(once(Bad(ALL, lambda _: None))))
+    chosen = {number for _, number in heapq.nsmallest(limit, hashes)}
+    yield from (placed for number, placed in enumerate(once(on_bad)) if number in chosen)
 
 
 def sources(files: recipe.Files, data: recipe.Data, root: Path) -> list[Source]:
@@ -150,9 +168,8 @@ def _read(
     wanted: frozenset[str],
     on_bad: Bad,
     share: Part | None,
-    limit: int,
 ) -> Iterator[Placed]:
-    given = 0
+    given = False
     for source in found:
         for where, row in _rows(source, data, on_bad):
             try:
@@ -162,14 +179,14 @@ def _read(
                 on_bad.report(where, str(error))
                 continue
             if chosen:
-                given += 1
+                given = True
                 yield Placed(record, where)
-                if given == limit:
-                    return
     if not given:
         what = ", ".join(dict.fromkeys(source.name for source in found)) or "no file"
         held = f" for {share}" if share and data.hold_out else ""
-        raise InputError(f"no record{held} in {what}" + (f", {on_bad.count} bad ones apart" if on_bad.count else ""))
+        raise InputError(
+            f"no record{held} in {what}" + (f", {on_bad.count} bad apart: {on_bad.first}" if on_bad.count else "")
+        )
 
 
 def _rows(source: Source, data: recipe.Data, on_bad: Bad) -> Iterator[formats.Row]:
@@ -217,15 +234,23 @@ def _answers(value: Any) -> Any:
 def _share(held: recipe.HoldOut, record: Mapping[str, Any], row: Mapping[str, Any]) -> Part:
     """Which part a record falls to: the first 64 bits of SHA-256 of its field, as a number in [0, 1)."""
     if held.by is None:
-        text = json.dumps(record, sort_keys=True, ensure_ascii=False, default=str)
+        text = _text(record)
     elif held.by in record or held.by in row:
         value = record[held.by] if held.by in record else row[held.by]
-        text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+        text = value if isinstance(value, str) else _text(value)
     else:
         raise InputError(f"data.hold_out.by is {held.by!r}, which the record doesn't have; it has {', '.join(row)}")
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-    at = int.from_bytes(digest[:8], "big") / 2**64
+    at = _hash(text) / 2**64
     return "valid" if at < held.valid else "test" if at < held.valid + held.test else "train"
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+
+
+def _hash(text: str) -> int:
+    """64 bits."""
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
 def _hub(name: str) -> Iterator[formats.Row]:

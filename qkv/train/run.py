@@ -3,7 +3,8 @@
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from qkv.train import card, checkpoint, export, parallel, recipe_file
 from qkv.train.begin import with_weights
 from qkv.train.build import build, facts
 from qkv.train.checkpoint import Checkpoint
-from qkv.train.evaluate import Evaluation
+from qkv.train.evaluate import Evaluation, Evaluator
 from qkv.train.lock import Lock
 from qkv.train.loop import Due, Loop, State
 from qkv.train.peak import gemm_peak
@@ -82,10 +83,10 @@ class Run:
         self._open_watch(found)
         try:
             stopped = self._loop()
+            self._leave(stopped)
         except BaseException as error:
             self.watch.close(f"{type(error).__name__}: {error}")
             raise
-        self._leave(stopped)
         return Done(self.out, self.state.step, stopped, self.finals, self.state.best_step if self._chooses() else None)
 
     # --- beginning ---------------------------------------------------------------------------------------------------
@@ -175,28 +176,40 @@ class Run:
         )
 
     def _evaluate(self) -> bool:
-        """Whether enough evaluations have passed without a better one."""
+        """What the model is worth now, and whether its weights are to be kept. Stopped: a signal came meanwhile; after
+        a resume it is done again."""
         evaluator = self.prepared.evaluator
         if evaluator is None:
             return False
-        told: list[Any] = [None]
+        with self.signals.whole():
+            value = parallel.gather(self.world, self._evaluated(evaluator))[0]
+            if value is None:
+                raise Stopped(self.signals.got or signal.SIGTERM)
+            return self._judge(value, max if evaluator.best[1] == "max" else min)
+
+    def _evaluated(self, evaluator: Evaluator) -> float | None:
+        """The metric that decides, on rank 0. None: on the others, or a signal came."""
         with self._as_left() as model:
-            if self.world.first:
-                self.last = evaluator.run(model, self.stepper.learner.precision)
-                self.watch.evaluated(self.state.step, self.last)
-                told = [self.last.values[evaluator.best[0]]]
-        value = parallel.gather(self.world, told[0])[0]
-        better = max if evaluator.best[1] == "max" else min
-        state = self.state
+            if not self.world.first:
+                return None
+            try:
+                with self.signals.interruptible():
+                    self.last = evaluator.run(model, self.stepper.learner.precision)
+            except Stopped:
+                return None
+            self.watch.evaluated(self.state.step, self.last)
+            return self.last.values[evaluator.best[0]]
+
+    def _judge(self, value: float, better: Callable[[float, float], float]) -> bool:
+        """Whether these are the best weights so far, and wanted. The run ends if there have been none for too long."""
+        state, patience = self.state, self.recipe.eval.patience
+        state.evaluated = state.step
         if state.best is None or (value != state.best and better(value, state.best) == value):
             state.best, state.best_step, state.waited = value, state.step, 0
-            if self._chooses():
-                with self.signals.whole():
-                    self._save()
         else:
             state.waited += 1
-        patience = self.recipe.eval.patience
-        return patience is not None and state.waited >= patience
+        state.stopped_early = patience is not None and state.waited >= patience
+        return self._chooses() and state.best_step == state.step
 
     def _chooses(self) -> bool:
         """Whether the best weights are wanted, and not the last."""
@@ -204,18 +217,11 @@ class Run:
 
     @contextlib.contextmanager
     def _as_left(self) -> Iterator[Model]:
-        """The model as it would be left now: with averaged weights, if there are some, and whole on rank 0."""
-        ema, entered = self.stepper.ema, False
-        swap = contextlib.nullcontext() if ema is None else ema.swapped()
-        try:
-            with self.signals.whole():
-                swap.__enter__()
-                entered = True
+        """The model as it would be left now: with averaged weights, if there are some, and whole on rank 0. Signals
+        wait until its own are back."""
+        ema = self.stepper.ema
+        with self.signals.whole(), contextlib.nullcontext() if ema is None else ema.swapped():
             yield self._whole()
-        finally:
-            if entered:
-                with self.signals.whole():
-                    swap.__exit__(None, None, None)
 
     def _whole(self) -> Model:
         """The model, its weights not in pieces."""
@@ -238,9 +244,9 @@ class Run:
         left = False
         with self._as_left() as model:
             if self.world.first:
-                self.finals = {} if stopped else self._finals(model)
-                with self.signals.whole():
-                    left = self.state.step > 0 and export.leave(model, self.out, self.watch.note)
+                with contextlib.nullcontext() if stopped else self.signals.interruptible():
+                    self.finals = {} if stopped else self._finals(model)
+                left = self.state.step > 0 and export.leave(model, self.out, self.watch.note)
         self.watch.close("stopped by a signal" if stopped else "finished")
         if self.world.first and self.state.step:
             with self.signals.whole():
@@ -249,10 +255,11 @@ class Run:
     def _finals(self, model: Model) -> dict[str, dict[str, float]]:
         """What the weights that are left are worth, by part of the data."""
         finals = {}
-        if self.prepared.evaluator is not None and self.last is not None:
-            again = self._chooses() and self.state.best_step != self.state.step
-            found = self.prepared.evaluator.run(model, self.stepper.learner.precision) if again else self.last
-            finals["valid"] = dict(found.values)
+        if self.prepared.evaluator is not None:
+            other = self._chooses() and self.state.best_step != self.state.step
+            if other or self.last is None:
+                self.last = self.prepared.evaluator.run(model, self.stepper.learner.precision)
+            finals["valid"] = dict(self.last.values)
         if self.prepared.test is not None:
             finals["test"] = dict(self.prepared.test().run(model, self.stepper.learner.precision).values)
         for part, values in finals.items():

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qkv.errors import CorruptFile, InputError, NotFound
+from qkv.errors import CorruptFile, InputError, NotFound, TokenizerError
 from qkv.strict_json import read_json
 from qkv.train.fingerprint import Fingerprint
 from qkv.train.objective import Record, Sample
@@ -59,6 +59,11 @@ class Shards:
         shard, at = self._find(i)
         return {column: shard.row(column, at).copy() for column in self._columns}
 
+    def cut(self, i: int, start: int, stop: int) -> Sample:
+        """Tokens `start` to `stop` of a sample, copied. InputError as `cut`."""
+        shard, at = self._find(i)
+        return cut({column: shard.row(column, at) for column in self._columns}, int(self.sizes[i]), start, stop)
+
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(len(self)))
 
@@ -72,6 +77,16 @@ class Shards:
             raise IndexError(f"sample {i} of {len(self)}")
         number = bisect_right(self._starts, i) - 1
         return self._shards[number], i - self._starts[number]
+
+
+def cut(sample: Sample, size: int, start: int, stop: int) -> Sample:
+    """Tokens `start` to `stop` of a sample of so many, copied. InputError: a column isn't one value a token."""
+    for column, values in sample.items():
+        if len(values) != size:
+            raise InputError(
+                f"column {column!r} has {len(values)} values for {size} tokens: such samples can't be packed"
+            )
+    return {column: values[start:stop].copy() for column, values in sample.items()}
 
 
 class _Shard:
@@ -112,7 +127,7 @@ def build(
 ) -> Shards:
     """The samples of records, from `folder` where they were made of the same (by the fingerprint), else made there.
 
-    A record that `encode` refuses (InputError) is a bad one. `counts`: more of them, asked for at the end (the
+    A record that `encode` refuses (InputError, TokenizerError) is a bad one. `counts`: more of them, asked for at the end (the
     objective's cut and dropped texts). Written aside and renamed, so that a folder is whole or isn't there; what it
     held is replaced. Raises InputError (a bad record beyond the limit; no sample at all), CorruptFile as
     `open_shards`, OSError where the folder can't be written.
@@ -128,7 +143,7 @@ def build(
         for records, one in enumerate(_shown(placed), 1):  # noqa: B007
             try:
                 samples = encode(one.record)
-            except InputError as error:
+            except (InputError, TokenizerError) as error:
                 bad.report(one.where, str(error))
                 continue
             for sample in samples:

@@ -1,7 +1,8 @@
 """Stopping a run by a signal, wherever it is: between two steps, waiting for data, in an evaluation.
 
 The first SIGTERM, SIGINT or SIGUSR1 raises Stopped where the main thread is, but not inside `whole()`, which ends
-first: an optimizer's step and a checkpoint are never left half done. A second one, at least a second later, ends the
+first: an optimizer's step and a checkpoint are never left half done. What takes long in there may be `interruptible()`:
+an evaluation, between the weights' change for their average and back. A second one, at least a second later, ends the
 process at once. (One Ctrl-C often arrives twice: from the terminal and from a launcher.)
 """
 
@@ -64,3 +65,16 @@ class Signals:
             self._held -= 1
         if self.raises and not self._held and fresh and self.got is not None:
             raise Stopped(self.got)
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """What may be given up at any point: signals raise Stopped inside it, in `whole()` and in runs of several
+        processes too, and one that was noted does at once."""
+        before = self.raises, self._held
+        try:
+            self.raises, self._held = True, 0
+            if self.got is not None:
+                raise Stopped(self.got)
+            yield
+        finally:
+            self.raises, self._held = before

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qkv import spec
-from qkv.nn.attend import Keys, Path, attend, reference, sdpa, weights
+from qkv.nn.attend import AT_LEAST, Keys, Path, attend, products, quickest, reference, sdpa, weights
 from qkv.nn.batch import Batch
 from qkv.nn.cache import MOST_RUNS, Contiguous, Stream, side_by_side
 from qkv.nn.parts import build
@@ -141,6 +141,47 @@ def test_the_kernel_is_the_reference(mask: spec.Mask, position: spec.Relative | 
             torch.testing.assert_close(gradients(fast, data), gradients(slow, data), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("tile", [1, 40, 2**21])
+@pytest.mark.parametrize("dtype", CLOSE, ids=str)
+@pytest.mark.parametrize("mask", MASKS, ids=repr)
+def test_products_are_the_reference(
+    mask: spec.Mask, dtype: torch.dtype, tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With their gradients, however many heads are taken at a time."""
+    monkeypatch.setattr("qkv.nn.attend.TILE", tile)
+    for scale, ((heads, kv_heads), (lengths, starts)) in zip(cycle([0.1, 0.35, 1.0]), product(HEADS, LENGTHS)):
+        data = case(heads, kv_heads, lengths, starts, dtype)
+        fast, slow = (attended(data, mask, Relative(), path, scale=scale) for path in (products, reference))
+        assert fast.dtype == slow.dtype == dtype
+        close = {"atol": CLOSE[dtype], "rtol": CLOSE[dtype]}
+        torch.testing.assert_close(fast, slow, **close)
+        wide = {"atol": 6 * CLOSE[dtype], "rtol": 6 * CLOSE[dtype]}
+        torch.testing.assert_close(gradients(fast, data), gradients(slow, data), **wide)
+
+
+def test_products_round_no_worse_than_the_kernel() -> None:
+    """In bfloat16, at a length as in training: their gradients' distance from float32's is not twice the kernel's."""
+    q, k, v, given = (torch.randn(1, 2, 160, 32).bfloat16().requires_grad_() for _ in range(4))
+    exact = [x.detach().float().requires_grad_() for x in (q, k, v)]
+    how = {"causal": True, "scale": 32**-0.5}
+    wanted = torch.autograd.grad(reference(*exact, **how), exact, given.float())
+    found = [torch.autograd.grad(path(q, k, v, **how), [q, k, v], given) for path in (products, sdpa)]
+    for ours, kernels, true in zip(*found, wanted, strict=True):
+        assert (ours.float() - true).norm() < 2 * (kernels.float() - true).norm()
+        assert (ours.float() - true).norm() < 0.01 * true.norm()
+
+
+def test_products_are_for_learning_in_bfloat16() -> None:
+    q = torch.randn(1, 2, AT_LEAST, 8, dtype=torch.bfloat16, requires_grad=True)
+    assert quickest(q, q, None, 0.0) is products
+    assert quickest(q[:, :, 1:], q, None, 0.0) is sdpa
+    assert quickest(q.float(), q.float(), None, 0.0) is sdpa
+    assert quickest(q, q, None, 0.1) is sdpa
+    assert quickest(q, q, torch.zeros(1), 0.0) is sdpa
+    with torch.no_grad():
+        assert quickest(q, q, None, 0.0) is sdpa
+
+
 @pytest.mark.parametrize("path", [sdpa, reference])
 @pytest.mark.parametrize("mask", MASKS, ids=repr)
 def test_a_bias_of_scores_gets_its_gradient(mask: spec.Mask, path: Path) -> None:
@@ -153,7 +194,7 @@ def test_a_bias_of_scores_gets_its_gradient(mask: spec.Mask, path: Path) -> None
     assert all(torch.isfinite(g).all() for g in gradients(out, data))
 
 
-@pytest.mark.parametrize("path", [sdpa, reference])
+@pytest.mark.parametrize("path", [sdpa, reference, products])
 @pytest.mark.parametrize("mask", MASKS, ids=repr)
 def test_no_nan_from_unequal_lengths(mask: spec.Mask, path: Path) -> None:
     for lengths, starts in LENGTHS:

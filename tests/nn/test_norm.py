@@ -55,3 +55,16 @@ def test_one_plus_rounds_as_gemma(dtype: torch.dtype) -> None:
 def test_a_fresh_norm_only_scales(value: spec.Norm) -> None:
     out = build(value, 24)(torch.randn(7, 24) * 5)
     torch.testing.assert_close(out.square().mean(-1), torch.ones(7), atol=1e-4, rtol=0)
+
+
+def test_rms_has_the_gradient_of_its_equation() -> None:
+    norm, x = build(spec.RMS(0.1), 24), torch.randn(3, 5, 24, requires_grad=True)
+    with torch.no_grad():
+        norm.weight.copy_(torch.randn(24))
+    given = torch.randn(3, 5, 24)
+    equation = x / (x.square().mean(-1, keepdim=True) + 0.1).sqrt() * norm.weight
+    torch.testing.assert_close(norm(x), equation)
+    with torch.no_grad():
+        torch.testing.assert_close(norm(x), equation)
+    found, wanted = (torch.autograd.grad(out, [x, norm.weight], given) for out in (norm(x), equation))
+    torch.testing.assert_close(found, wanted)

@@ -6,6 +6,7 @@ import torch
 import qkv
 from qkv import spec
 from qkv.errors import ConfigError
+from qkv.families.family import find, names
 from qkv.inputs.train import train_tokenizer
 from qkv.nn.stack import Transformer
 from qkv.train.begin import begin, shape, with_dropout
@@ -29,6 +30,13 @@ def test_a_config_gets_the_tokenizers_size_and_ends(tokenizer):
     assert model.generation == {"eos_token_id": tokenizer.eos[0]}
     assert model.spec.family == "gpt2"
     assert begin(said(config={**GPT2, "vocab_size": 50}), tokenizer, None).spec.vocab == 50
+
+
+def test_a_decoders_start_is_for_generating_too(tokenizer):
+    marian = {"model_type": "marian", "d_model": 16, "encoder_layers": 1, "decoder_layers": 1}
+    marian |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 32}
+    marian |= {"encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "decoder_start_token_id": 1}
+    assert begin(said(config=marian), tokenizer, None).generation["decoder_start_token_id"] == 1
 
 
 def test_a_vocabulary_that_is_too_small(tokenizer):
@@ -60,12 +68,37 @@ def test_a_new_head_of_a_config(tokenizer):
         shape(said(config=bert, new_head="nonsense"), tokenizer, None)
 
 
-def test_dropout_is_everywhere(tokenizer):
+def test_dropout_is_wherever_the_config_has_it(tokenizer):
     made = shape(said(config=GPT2, dropout=0.25), tokenizer, None)
     assert made.decoder is not None
     block = made.decoder.blocks[0]
-    assert {block.dropout, block.mixer.dropout, block.mlp.dropout, made.decoder.embed.dropout} == {0.25}
-    assert with_dropout(made, 0.25) == made
+    assert {block.dropout, block.mixer.dropout, made.decoder.embed.dropout} == {0.25}
+    assert block.mlp.dropout == 0, "which GPT-2's config has no word for"
+    assert {with_dropout(made, 0.25).decoder.blocks[0].mlp.dropout} == {0.25}
+
+
+BERT = {"model_type": "bert", "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+BERT |= {"intermediate_size": 32, "max_position_embeddings": 32}
+
+
+@pytest.mark.parametrize("problem", ["single", "multi", "regression"])
+def test_a_new_classifier_is_for_the_objectives_problem(tokenizer, tmp_path, problem):
+    wanted = {"new_head": "classify"}
+    first = begin(said(config=BERT, **wanted), tokenizer, ["a", "b"], problem)
+    assert first.spec.head.problem == problem
+    qkv.save(begin(said(config=BERT), tokenizer, None), tmp_path / "m")
+    again = begin(said(**{"from": str(tmp_path / "m")}, **wanted), None, ["a", "b"], problem)
+    assert again.spec.head == first.spec.head
+    qkv.save(again, tmp_path / "n")
+    assert qkv.load(tmp_path / "n").spec.head.problem == problem
+
+
+@pytest.mark.parametrize("family", names())
+def test_a_model_with_dropout_can_be_saved(tokenizer, family):
+    config = {**find(family).tiny, "model_type": family}
+    made = shape(said(config=config, dropout=0.25), tokenizer, None)
+    assert find(family).config(made)
+    assert made != with_dropout(made, 0.0)
 
 
 def test_weights_that_exist_keep_their_values(tokenizer, tmp_path):

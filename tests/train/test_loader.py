@@ -142,9 +142,9 @@ def test_packing_joins_or_keeps_apart(tmp_path) -> None:
     shards = shards_of(tmp_path, [5, 6, 7])
     stream = [id for sample in shards for id in sample["ids"].tolist()]
     (joined,) = loader(shards, BatchOf(sequences=9, length=8, packing="blocks"), shuffle=False).once()
-    assert [ids.tolist() for ids in joined.ids] == [stream[:8], stream[8:16], stream[16:]]
+    assert [ids.tolist() for ids in joined.ids] == [stream[:9], stream[8:17], stream[16:]]
     (apart,) = loader(shards, BatchOf(sequences=9, length=8, packing="documents"), shuffle=False).once()
-    assert [len(ids) for ids in apart.ids] == [5, 3, 3, 5, 2]
+    assert [len(ids) for ids in apart.ids] == [5, 5, 2, 7]
     assert apart.samples == [0, 1, 2]
 
 

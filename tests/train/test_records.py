@@ -134,7 +134,7 @@ def test_one_budget_for_all_files(tmp_path) -> None:
 def test_nothing_is_an_error(tmp_path) -> None:
     (tmp_path / "a.txt").write_text("\n")
     (tmp_path / "b.txt").write_bytes(b"\xff")
-    with pytest.raises(InputError, match=r"no record in \*.txt, 1 bad ones apart"):
+    with pytest.raises(InputError, match=r"no record in \*.txt, 1 bad apart: .*not UTF-8"):
         taken(tmp_path, train="*.txt", bad=1)
     (tmp_path / "c.txt").write_text("x\n")
     data = Data(train="c.txt", hold_out=HoldOut(valid=1e-9))
@@ -153,6 +153,31 @@ def test_limit(tmp_path) -> None:
     data = Data(train="a.jsonl", limit=7, hold_out=HoldOut(valid=0.4))
     assert len(list(part(data, "train", tmp_path, ("text",), Bad()))) == 7
     assert len(list(part(data, "valid", tmp_path, ("text",), Bad()))) > 7
+
+
+def test_limit_draws_from_all_files_in_any_order(tmp_path) -> None:
+    names = {"text": "text", "label": "label"}
+    for label in ("bad", "good"):
+        lines(tmp_path / f"{label}.jsonl", [{"text": f"{label} {i}", "label": label} for i in range(200)])
+
+    def drawn(limit, *files):
+        found = list(part(Data(train=files, limit=limit), "train", tmp_path, tuple(names), Bad()))
+        return [placed.record["text"] for placed in found]
+
+    one, other = drawn(100, "bad.jsonl", "good.jsonl"), drawn(100, "good.jsonl", "bad.jsonl")
+    assert sorted(one) == sorted(other)
+    assert len(one) == 100
+    assert 30 < sum(text.startswith("bad") for text in one) < 70
+    assert set(drawn(20, "bad.jsonl", "good.jsonl")) < set(one)
+    assert drawn(500, "bad.jsonl") == [f"bad {i}" for i in range(200)]
+
+
+def test_limit_names_a_bad_record_once(tmp_path) -> None:
+    lines(tmp_path / "a.jsonl", [{"text": str(i)} for i in range(9)] + [{"no": 1}])
+    told: list[str] = []
+    data = Data(train="a.jsonl", limit=3)
+    assert len(list(part(data, "train", tmp_path, ("text",), Bad(1, told.append)))) == 3
+    assert len(told) == 1
 
 
 def parts(root, records, hold_out, wanted=("a",), optional=("b",)):

@@ -55,6 +55,17 @@ def test_there_and_back(tmp_path, monkeypatch, values) -> None:
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["s"]
 
 
+def test_a_part_of_a_sample(tmp_path) -> None:
+    texts = lambda record: [{"ids": np.array(ids, np.int32), "twice": np.array(ids) * 2} for ids in record["texts"]]  # noqa: E731
+    shards = build([Placed({"texts": [[1, 2, 3], [4]]}, "x:1")], texts, tmp_path / "s", PRINT, size=size, bad=Bad())
+    part = shards.cut(0, 1, 3)
+    assert {column: values.tolist() for column, values in part.items()} == {"ids": [2, 3], "twice": [4, 6]}
+    part["ids"][:] = 0  # a copy
+    assert shards[0]["ids"].tolist() == [1, 2, 3]
+    with pytest.raises(InputError, match=r"'more' has 4 values for 3 tokens: such samples can't be packed"):
+        made(tmp_path / "t", [[[1, 2, 3]]]).cut(0, 0, 1)
+
+
 @settings(max_examples=15)  # each of them syncs its files
 @given(st.lists(st.lists(st.integers(-(2**31), 2**31 - 1), max_size=9), min_size=1, max_size=30), st.integers(1, 40))
 def test_any_samples(tmp_path_factory, texts, values) -> None:

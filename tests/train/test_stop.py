@@ -64,6 +64,34 @@ def test_saving_after_the_signal_is_not_stopped_by_it_again():
             pass
 
 
+def test_what_may_be_given_up_inside_what_is_whole():
+    done = []
+
+    def evaluated(signals):
+        with signals.whole():
+            with signals.interruptible():
+                os.kill(os.getpid(), signal.SIGTERM)
+                done.append("not this")
+            done.append("nor this")
+
+    with Signals() as signals:
+        with pytest.raises(Stopped):
+            evaluated(signals)
+        with signals.whole():
+            done.append("saved")
+    assert done == ["saved"]
+
+
+def test_several_processes_give_up_what_they_may():
+    stopped = signal.SIGUSR1
+    with Signals(raises=False) as signals:
+        with pytest.raises(Stopped), signals.interruptible():
+            os.kill(os.getpid(), stopped)
+        with pytest.raises(Stopped), signals.interruptible():
+            raise AssertionError("it was noted before")
+        assert signals.got == stopped
+
+
 def test_only_a_later_second_signal_ends_the_process(monkeypatch):
     ended = []
     with Signals(exit_now=ended.append) as signals:
