@@ -135,7 +135,10 @@ def test_sizes_and_errors_are_those_of_the_files(tmp_path: Path) -> None:
         assert isinstance(weight, torch.Tensor)
         assert isinstance(twin, Packed)
         assert matrix.shape == tuple(weight.shape)
-        assert (matrix.before, matrix.after) == (weight.nbytes, weight.nbytes * (17 if matrix.to == "int8" else 10) // 64)
+        assert (matrix.before, matrix.after) == (
+            weight.nbytes,
+            weight.nbytes * (17 if matrix.to == "int8" else 10) // 64,
+        )
         assert matrix.error == pytest.approx(float((twin.dequantize() - weight).norm() / weight.norm()), rel=1e-4)
     assert done.before == sum(weight.nbytes for weight in named_weights(ours).values())
     written = (save_model(other, tmp_path / "m") / "model.safetensors").read_bytes()

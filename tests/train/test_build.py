@@ -14,7 +14,7 @@ from tests.train.tiny import recipe, write
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("QKV_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("qkv.train.prepare.cache_root", lambda: tmp_path / "cache")
     write(tmp_path)
     return tmp_path
 

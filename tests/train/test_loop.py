@@ -20,7 +20,7 @@ OWN = Causal.loss
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("QKV_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("qkv.train.prepare.cache_root", lambda: tmp_path / "cache")
     monkeypatch.setattr(runs, "gemm_peak", lambda *_: 1e9)
     monkeypatch.setattr(runs.export.curve, "png", lambda *_: None)
     write(tmp_path)

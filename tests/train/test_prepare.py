@@ -16,7 +16,7 @@ BPE = {"train": "bpe", "vocab": 300}
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("QKV_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("qkv.train.prepare.cache_root", lambda: tmp_path / "cache")
     write(tmp_path)
     return tmp_path
 

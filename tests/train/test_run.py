@@ -37,7 +37,7 @@ CASES = {
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("QKV_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("qkv.train.prepare.cache_root", lambda: tmp_path / "cache")
     write(tmp_path)
 
 
