@@ -34,8 +34,9 @@ def quantize(
 ) -> None:
     """Write a model again with its matrices in 8 or 4 bits.
 
-    The vocabulary's are in 8, if not told otherwise. Norms, biases and what can't be packed stay as they are; the table says what was packed and how far off it is. The
-    folder is loaded as any other, and its matrices stay packed in memory. Example: qkv quantize smollm2 --to int8
+    The vocabulary's are in 8, if not told otherwise. Norms, biases and what can't be packed stay as they are; the table
+    says what was packed and how far off it is. The folder is loaded as any other, and its matrices stay packed in
+    memory. Example: qkv quantize smollm2 --to int8
     """
     from qkv.adapt.quantize import check
     from qkv.adapt.quantize import quantize as pack

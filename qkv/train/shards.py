@@ -128,8 +128,8 @@ def build(
     """The samples of records, from `folder` where they were made of the same (by the fingerprint), else made there.
 
     A record that `encode` refuses (InputError, TokenizerError) is a bad one. `counts`: more of them, asked for at the
-    end (the objective's cut and dropped texts). Written aside and renamed, so that a folder is whole or isn't there; what it
-    held is replaced. Raises InputError (a bad record beyond the limit; no sample at all), CorruptFile as
+    end (the objective's cut and dropped texts). Written aside and renamed, so that a folder is whole or isn't
+    there; what it held is replaced. Raises InputError (a bad record beyond the limit; no sample at all), CorruptFile as
     `open_shards`, OSError where the folder can't be written.
     """
     if (folder / INDEX).is_file() and _index(folder)["fingerprint"] == fingerprint:
