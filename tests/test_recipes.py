@@ -12,7 +12,7 @@ from qkv.train.recipe_file import load
 FOLDER = Path(__file__).parents[1] / "recipes"
 PAGE = (FOLDER / "README.md").read_text(encoding="utf-8")
 RECIPES = {path.stem: path for path in sorted(FOLDER.glob("*.toml"))}
-PARAMETERS = {"translate": (9e6, 11e6), "char-lm": (0.7e6, 0.9e6), "mlm": (3e6, 8e6), "mlm-scratch": (3e6, 8e6)}
+PARAMETERS = {"translate": (9e6, 11e6), "char-lm": (0.7e6, 0.9e6), "mlm": (1.4e6, 1.6e6), "mlm-scratch": (1.4e6, 1.6e6)}
 
 
 @pytest.mark.parametrize("name", RECIPES)

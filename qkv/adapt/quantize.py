@@ -75,8 +75,8 @@ def quantize(
 ) -> Quantized:
     """Pack a model's matrices, in place: `to` "int8" (Q8_0: a scale for 32 weights) or "int4" (Q4_1: a scale and a
     minimum), each rounded to the nearest step. Rows that are no multiple of 32 stay plain, as does a matrix with
-    numbers beyond 65,504, which 16-bit minima don't reach. `tables`: the same for the vocabulary's matrices (tokens, and
-    a head's), whose rows are few numbers that all of a text hangs on.
+    numbers beyond 65,504, which 16-bit minima don't reach. `tables`: the same for the vocabulary's matrices (of
+    tokens, and a head's), whose rows are few numbers that all of a text hangs on.
 
     `selection`: which of the model's weights, by name (None: all). `over` gives their names back one by one, under a
     progress bar say. What is packed can't be trained any more; a gradient still flows through it.

@@ -46,7 +46,7 @@ class Run:
     batch: Batch
 
 
-AT_LEAST = 32  # queries from which on products take less time than torch's kernel for the gradient on a CPU
+AT_LEAST = 128  # queries from which on products take less time than torch's kernel for the gradient on a CPU
 TILE = 2**21  # scores that `products` makes at a time: 4 MB in bfloat16
 
 Seen = Keys | list[Run]  # what a step's queries may look at: of all sequences in one, or of some at a time

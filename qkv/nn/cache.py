@@ -58,6 +58,7 @@ class Storage(Kept):
 
 UNLIMITED = 2**62  # tokens, or slots
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+PADDED = 4  # times the scores
 MOST_RUNS = 64  # beyond, one large attention with padding is faster than many small ones
 
 
@@ -75,6 +76,13 @@ def side_by_side(k: Tensor, v: Tensor, batch: Batch) -> Keys:
     return Keys(k, v, lambda: batch.once("stream", positions), "stream", batch.aligned and batch.starts[0] == 0)
 
 
+def _padded_learns_sooner(batch: Batch) -> bool:
+    """One attention with padding takes less time to learn from than one for each length, if its scores aren't many more
+    than there are: each has a gradient, and costs, of its own."""
+    scores = len(batch.lengths) * max(batch.lengths) ** 2
+    return torch.is_grad_enabled() and scores <= PADDED * sum(n * n for n in batch.lengths)
+
+
 class Stream(Storage):
     """Remembers nothing: a step's queries see its own keys, rounded as a cache would hold them."""
 
@@ -85,7 +93,7 @@ class Stream(Storage):
         """Sequences of one length at a time, where there are not too many lengths: so nothing is padded or masked."""
         if self.dtype is not None:
             k, v = k.to(self.dtype).to(k.dtype), v.to(self.dtype).to(v.dtype)
-        if batch.equal or len(batch.runs) > MOST_RUNS:
+        if batch.equal or len(batch.runs) > MOST_RUNS or _padded_learns_sooner(batch):
             return side_by_side(k, v, batch)
         return [Run(at, side_by_side(k[at], v[at], part), part) for at, part in batch.runs]
 

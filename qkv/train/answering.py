@@ -35,6 +35,7 @@ class AnswerSpan(Objective):
 
     fields = ("question", "context")
     optional = ("answers", "impossible", "id", "title")
+    not_read = optional
 
     def __init__(
         self, settings: recipe.AnswerSpan, model: spec.Model, tokenizer: Tokenizer, length: int | None

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from qkv.errors import InputError
+from qkv.errors import CorruptFile, InputError, NotFound
 from qkv.model import Model
 from qkv.train import checkpoint, fingerprint, optim, parallel
 from qkv.train.checkpoint import Checkpoint
@@ -18,6 +18,7 @@ from qkv.train.loop import State
 from qkv.train.order import Order
 from qkv.train.prepare import Prepared
 from qkv.train.recipe import Recipe
+from qkv.train.schedule import check
 from qkv.train.step import Stepper
 
 
@@ -84,6 +85,18 @@ class Machinery:
         if self.stepper.ema is not None:
             found.load("average", self.stepper.ema.tensors())
 
+    def why_not(self, folder: Path, step: int) -> str | None:
+        """Why `take_weights` can't have those of a step, on all ranks. None: it can."""
+
+        def look() -> str | None:
+            try:
+                checkpoint.at(folder, step)
+            except (NotFound, CorruptFile) as error:
+                return str(error)
+            return None
+
+        return parallel.together(self.world, lambda: look() if self.world.first else None)[0]
+
     def bytes(self) -> int:
         """About how large a checkpoint is: weights, two moments, an average."""
         return 4 * sum(p.numel() for p in self.model.parameters()) * (3 if self.stepper.ema is None else 4)
@@ -92,6 +105,13 @@ class Machinery:
 def build(recipe: Recipe, prepared: Prepared, world: parallel.World) -> Machinery:
     """ConfigError, InputError: the recipe asks for what can't be."""
     train = recipe.train
+    sizes = prepared.samples.sizes
+    order = Order(sizes, recipe.batch, recipe.seed, rank=world.rank, world=world.size)
+    loader = Loader(
+        prepared.samples, order, prepared.objective, recipe.seed, recipe.data.workers, recipe.batch.accumulate
+    )
+    total = train.steps if train.epochs is None else loader.steps_in(train.epochs)
+    check(train, total)
     model = prepared.model.to(world.device).train()
     learner = Learner(model, prepared.objective, train.dtype)
     if train.checkpoint_activations:
@@ -102,12 +122,6 @@ def build(recipe: Recipe, prepared: Prepared, world: parallel.World) -> Machiner
     optimizers = optim.make(model, train)
     ema = Ema(model, train.ema) if train.ema is not None else None
     stepper = Stepper(learner, module, optimizers, train, recipe.seed, world, ema)
-    sizes = prepared.samples.sizes
-    order = Order(sizes, recipe.batch, recipe.seed, rank=world.rank, world=world.size)
-    loader = Loader(
-        prepared.samples, order, prepared.objective, recipe.seed, recipe.data.workers, recipe.batch.accumulate
-    )
-    total = train.steps if train.epochs is None else loader.steps_in(train.epochs)
     mean, length = float(sizes.mean()), recipe.batch.length
     flops = 3 * forward_flops(recipe, model.spec, mean if length is None else min(mean, length))
     return Machinery(model, stepper, loader, order, total, flops, world, prepared)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qkv import spec
-from qkv.train import recipe
+from qkv.train import curve, recipe
 from qkv.train.log import History
 from qkv.train.screen import duration
 from qkv.write import write_text
@@ -175,8 +175,8 @@ def _figures(folder: Path, about: About) -> str:
             for name in names
         ]
         parts.append(_table(("metric", *about.finals), rows))
-    if (folder / "loss.png").exists():
-        parts.append("![The loss over steps](loss.png)")
+    if (folder / curve.PNG).exists():
+        parts.append(f"![The loss over steps]({curve.PNG})")
     return "\n\n".join(["## Figures", *parts]) if parts else ""
 
 

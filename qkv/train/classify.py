@@ -30,6 +30,7 @@ class ClassifyTexts(Objective):
 
     fields = ("text", "label")
     optional = ("second",)
+    not_read = ("label",)
 
     def __init__(
         self, settings: recipe.ClassifyTexts, model: spec.Model, tokenizer: Tokenizer, length: int | None

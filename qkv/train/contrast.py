@@ -27,6 +27,7 @@ class Contrast(Objective):
 
     fields = ("first", "second")
     optional = ("negative", "score")
+    not_read = ("score",)
 
     def __init__(self, settings: recipe.Contrast, model: spec.Model, tokenizer: Tokenizer, length: int | None) -> None:
         super().__init__(settings, model, tokenizer, length)

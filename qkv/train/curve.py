@@ -12,6 +12,7 @@ from qkv.train.log import History
 from qkv.write import renamed_when_whole
 
 Point = tuple[float, float]
+PNG = "curve.png"  # the loss over steps, in the run's folder
 MOST = 400  # points of a curve; beyond, neighbours are averaged
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 10, 26  # margins of a drawing
 LOG_FROM = 5.0  # the largest value over the least from which a curve's axis is logarithmic

@@ -15,7 +15,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from qkv import count, spec
+from qkv.errors import ConfigError
 from qkv.train.recipe import Masked, ModelFrom, Recipe
+from qkv.train.schedule import check
 from qkv.train.survey import Survey
 
 EFFICIENCY: Mapping[str, float] = {"float32": 0.5, "bfloat16": 0.4, "float16": 0.4}  # of the measured peak
@@ -147,7 +149,12 @@ def _steps(
     samples = read.records * read.samples
     by_count = batch.sequences is not None and batch.packing == "none"
     batches = samples / (batch.sequences or 1) if by_count else samples * read.tokens * batch.accumulate * world / each
-    return max(1, math.ceil(train.epochs * math.ceil(batches / (batch.accumulate * world))))
+    steps = max(1, math.ceil(train.epochs * math.ceil(batches / (batch.accumulate * world))))
+    try:
+        check(train, steps)
+    except ConfigError as error:  # of a guess: the run counts its steps
+        guesses.append(f"steps: if there are {steps:,}, the run will not begin: {error}")
+    return steps
 
 
 # --- arithmetic and memory ------------------------------------------------------------------------------------------

@@ -61,7 +61,8 @@ class Evaluator:
         for `contrast`. `feeds`: batches of that copy made elsewhere, in place of those made here, which have at most
         `budget` tokens.
 
-        ConfigError: a metric that the objective hasn't. InputError: no record, a bad one."""
+        ConfigError: a metric that the objective hasn't. InputError: no record, a bad one, no package that counts
+        a metric."""
         plain = objective.settings.model_copy(update={"smoothing": 0.0})
         self.objective = type(objective)(plain, objective.spec, objective.tokenizer, objective.length)
         self.objective.packed = objective.packed
@@ -69,6 +70,7 @@ class Evaluator:
         self.records, self.samples = self._encoded(records, Bad() if bad is None else bad)
         self.measures: Measures = measures_of(self.objective, self.records)
         self.wanted = self._wanted()
+        metrics.check_installed(self.wanted)
         self.batch = batch
 
     @property

@@ -40,7 +40,7 @@ def papers(out: Path, recipe: Recipe, about: card.About, say: Callable[[str], No
     history = log.read(out)
 
     def picture() -> None:
-        if (why := curve.png(history, out / "curve.png", recipe.name)) is not None:
+        if (why := curve.png(history, out / curve.PNG, recipe.name)) is not None:
             say(why)
 
     for paper in (

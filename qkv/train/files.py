@@ -13,10 +13,11 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
-from qkv.errors import CorruptFile, NotFound, UnsafeFile
+from qkv.errors import CorruptFile, InputError, NotFound, UnsafeFile
 
 MAX_RECORD = 256 << 20  # bytes of a line, or of a file that is one record: beyond it is damage, or an unpacking bomb
 
+_TAR = (".tar", ".tgz", ".tar.gz", ".txz", ".tar.xz", ".tbz2", ".tar.bz2")
 UNPACK: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 _BROKEN = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zipfile.BadZipFile, tarfile.TarError)
 
@@ -24,16 +25,28 @@ _BROKEN = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zipfile.BadZi
 def opened_files(file: Path, member: str) -> Iterator[tuple[str, IO[bytes]]]:
     """The file, or an archive's members, open: those of a .zip by name, those of a .tar in its own order."""
     if not member:
+        if file.name.lower().endswith((".zip", *_TAR)) and file.is_file():
+            raise InputError(f"{file} is an archive: name its members, as in {file.name}!*.jsonl")
         with named_errors(str(file)), file.open("rb") as raw, _unpacked(raw, file.name) as opened:
             yield str(file), opened
         return
     found = 0
-    for name, packed in _tar_members(file, member) if ".tar" in file.suffixes else _zip_members(file, member):
+    for name, packed in _members(file, member):
         found += 1
         with _unpacked(packed, name) as opened:
             yield f"{file}!{name}", opened
     if not found:
         raise NotFound(f"{file}: no file in it is named {member!r}")
+
+
+def _members(file: Path, member: str) -> Iterator[tuple[str, IO[bytes]]]:
+    name = file.name.lower()
+    with named_errors(str(file)):
+        if name.endswith(_TAR) or (not name.endswith(".zip") and tarfile.is_tarfile(file)):
+            return _tar_members(file, member)
+        if name.endswith(".zip") or zipfile.is_zipfile(file):
+            return _zip_members(file, member)
+    raise InputError(f"{file} is no archive (.zip, .tar, .tgz, .tar.xz, …) and has no members: leave !{member} out")
 
 
 def _zip_members(file: Path, member: str) -> Iterator[tuple[str, IO[bytes]]]:

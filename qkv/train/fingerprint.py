@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from qkv.errors import NotFound
+from qkv.inputs.text import Tokenizer
 from qkv.train import recipe, records
 
-VERSION = 1  # of the form that shards have: another one makes them anew
+VERSION = 2  # of the form that shards have: another one makes them anew
 Fingerprint = dict[str, Any]
 
 _APART = {
@@ -33,7 +34,7 @@ def fingerprint(
     length: int | None,
     extra: Mapping[str, Any] | None = None,
 ) -> Fingerprint:
-    """Of a part of the data: SHA-256 of each file's content by its name, and of `tokenizer` (tokenizer.json's text),
+    """Of a part of the data: SHA-256 of each file's content by its name, and of `tokenizer` (`described`),
     and all of the recipe that shapes samples. `extra`: what else does, such as the labels; values of JSON.
 
     NotFound: a file isn't there, or the hub doesn't say which revision of a data set it would give."""
@@ -51,6 +52,14 @@ def fingerprint(
     }
     plain: Fingerprint = json.loads(json.dumps(made))  # as it will be read back: lists, not tuples
     return plain
+
+
+def described(tokenizer: Tokenizer) -> str:
+    """All of a tokenizer that shapes samples: tokenizer.json, the roles of special tokens, which stand in another file,
+    and what it puts around texts."""
+    roles = {name: getattr(tokenizer, name) for name in ("eos", "bos", "pad", "unk", "sep", "cls", "mask")}
+    frames = [[[slot.part, slot.id, slot.segment] for slot in tokenizer.frame(texts).slots] for texts in (1, 2)]
+    return json.dumps([tokenizer.to_json(), roles, frames])
 
 
 def _limit(data: recipe.Data) -> dict[str, Any]:

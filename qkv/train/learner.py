@@ -45,6 +45,7 @@ def checkpoint_activations(model: Transformer) -> None:
 
 
 def compile_blocks(model: Transformer) -> None:
-    """Each block by torch.compile, for any length of its texts."""
+    """Each block by torch.compile: once for the first batch's shape, and once more, for any, at the first other one.
+    (With dynamic=True the first compilation took minutes instead of seconds, torch 2.13.)"""
     for block in blocks(model):
-        block.compile(dynamic=True)
+        block.compile()

@@ -22,8 +22,8 @@ from qkv.train.stop import Signals, Stopped
 @dataclass
 class State:
     """Where a run is, after a whole number of steps. `batch`: micro-batches of the epoch that are behind it; `seconds`
-    of training, evaluations apart; `evaluated`: the step of the last one; `best`: the metric that decides, at
-    `best_step`, `waited` evaluations ago."""
+    of training, evaluations apart; `evaluated`: the step of the last one; `best`: the value of the metric that decides
+    (`metric`) at `best_step`, `waited` evaluations ago."""
 
     step: int = 0
     epoch: int = 0
@@ -31,6 +31,7 @@ class State:
     tokens: int = 0
     seconds: float = 0.0
     evaluated: int = 0
+    metric: str | None = None
     best: float | None = None
     best_step: int | None = None
     waited: int = 0
@@ -45,6 +46,23 @@ class State:
         if data.keys() != {f.name for f in fields(cls)}:
             raise CorruptFile(f"a checkpoint's state has {', '.join(sorted(data))}: it is of another version of qkv")
         return cls(**data)
+
+    def judge(self, metric: str, value: float, better: Callable[[float, float], float]) -> None:
+        """Take in what the weights of now are worth. `better`: max or min."""
+        self.evaluated, self.metric = self.step, metric
+        if self.best is None or (value != self.best and better(value, self.best) == value):
+            self.best, self.best_step, self.waited = value, self.step, 0
+        else:
+            self.waited += 1
+
+    def forget_best(self) -> None:
+        """None has been judged yet, not even the weights of now."""
+        self.metric, self.best, self.best_step = None, None, None
+        self.evaluated = self.waited = 0
+
+    def wait(self, patience: int | None) -> None:
+        """Whether the run ends early, after so many evaluations without a better one."""
+        self.stopped_early = patience is not None and self.waited >= patience
 
 
 @dataclass

@@ -7,7 +7,7 @@ print them.
 
 import math
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -192,6 +192,15 @@ def rouge(references: Sequence[str], found: Sequence[str]) -> dict[str, float]:
     scorer = RougeScorer(names)
     scores = [scorer.score(a, b) for a, b in zip(references, found, strict=True)]
     return {name: sum(score[name].fmeasure for score in scores) / len(scores) for name in names}
+
+
+def check_installed(names: Collection[str]) -> None:
+    """InputError: a package that one of these metrics is counted by isn't installed."""
+    if any(name.startswith("span_") for name in names):
+        span_f1([["O"]], [["O"]])
+    for start, count in (("bleu", bleu), ("chrf", chrf), ("rouge", rouge)):
+        if any(name.startswith(start) for name in names):
+            count(["a"], ["a"])
 
 
 def missing(package: str, what: str) -> InputError:

@@ -45,6 +45,7 @@ class Objective(ABC):
 
     fields: ClassVar[tuple[str, ...]]
     optional: ClassVar[tuple[str, ...]] = ()
+    not_read: ClassVar[tuple[str, ...]] = ()  # those of both whose texts the model never reads: labels, names, scores
     packs: ClassVar[bool] = False  # texts may be joined and cut anywhere
 
     def __init__(self, settings: Any, model: spec.Model, tokenizer: Tokenizer, length: int | None) -> None:

@@ -1,7 +1,7 @@
 """From a recipe to what the loop needs: tokenizer, labels, model, objective, samples on disk, an evaluator."""
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,34 +11,40 @@ import torch
 
 from qkv import spec
 from qkv.errors import ConfigError, InputError
+from qkv.inputs.backend import check_text
 from qkv.inputs.text import Tokenizer
 from qkv.inputs.train import train_tokenizer
 from qkv.load.describe import describe
 from qkv.model import Model
 from qkv.paths import cache_root
+from qkv.strict_json import read_json
+from qkv.tasks.windows import limit
 from qkv.train import classify, parallel, records, shards, tagging
 from qkv.train.begin import begin
 from qkv.train.evaluate import Evaluator
-from qkv.train.fingerprint import Fingerprint, digest, fingerprint
+from qkv.train.fingerprint import Fingerprint, described, digest, fingerprint
 from qkv.train.objective import OBJECTIVES, Objective
 from qkv.train.objectives import make
-from qkv.train.recipe import ClassifyTexts, Recipe, TagWords
+from qkv.train.recipe import ClassifyTexts, Data, Files, Recipe, TagWords
 from qkv.train.shards import Shards
+from qkv.write import write_json
 
-TOKENIZER = "tokenizer"  # the folder of a tokenizer that a run has trained, in the run's own
+CHECKPOINTS = "checkpoints"  # the folder of a run's checkpoints, in the run's own
+TOKENIZER = "tokenizer"  # and that of a tokenizer that it has trained
+_TRAINED_ON = "trained_on.json"  # in it: what that was
 _ENDS = {"eos": "</s>", "pad": "<pad>", "unk": "<unk>", "mask": "<mask>"}  # of the kinds that have no usual ones
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """`evaluator`: of the validation records, if there are some; `test` makes that of the test records. `print`: the
-    fingerprint of the training samples. `notes`: what a person should know of the data."""
+    """`evaluator`: of the validation records, if there are some; `test`: of the test records. `print`: the fingerprint
+    of the training samples. `notes`: what a person should know of the data."""
 
     model: Model
     objective: Objective
     samples: Shards
     evaluator: Evaluator | None
-    test: Callable[[], Evaluator] | None
+    test: Evaluator | None
     print: Fingerprint
     notes: tuple[str, ...]
 
@@ -48,26 +54,34 @@ def prepare(recipe: Recipe, out: Path, world: parallel.World) -> Prepared:
 
     Raises what is wrong with recipe, data or model: ConfigError, InputError, NotFound, CorruptFile, WeightError."""
     root, kind = Path(recipe.data.root), OBJECTIVES[type(recipe.objective)]
-    bad = records.Bad(recipe.data.skip_bad)
+    bad = records.Bad(recipe.data.skip_bad, *(() if world.first else (lambda _: None,)))
 
     def part(which: records.Part, heard: records.Bad) -> Iterator[records.Placed]:
         return records.part(recipe.data, which, root, kind.fields, heard, kind.optional)
 
     def training() -> Iterator[Mapping[str, Any]]:  # looked at before they are encoded, when bad ones are reported
-        return (placed.record for placed in part("train", records.Bad(records.ALL, say=lambda _: None)))
+        return (placed.record for placed in part("train", records.unheard()))
 
-    parallel.together(world, lambda: _train_tokenizer(recipe, out, training()) if world.first else None)
+    def train() -> None:
+        _train_tokenizer(recipe, out, texts_of(recipe, part("train", bad), bad))
+
+    parallel.together(world, lambda: train() if world.first else None)
     tokenizer = tokenizer_of(recipe, out / TOKENIZER)
     torch.manual_seed(recipe.seed)  # fresh weights
     model = begin(recipe.model, tokenizer, labels_of(recipe, training()), problem_of(recipe))
     assert model.tokenizer is not None
     packed = recipe.batch.packing != "none"
     objective = make(recipe.objective, model.spec, model.tokenizer, recipe.batch.length, packed=packed)
-    extra = {"labels": getattr(model.spec.head, "labels", None), "context": model.spec.context}
-    made = fingerprint(
-        recipe.data, "train", root, model.tokenizer.to_json(), recipe.objective, recipe.batch.length, extra
-    )
-    folder = cache_root() / "samples" / digest(made)[:32]
+    extra = {
+        "labels": getattr(model.spec.head, "labels", None),
+        "context": limit(model.spec).size,
+        "segments": bool(model.spec.stacks[0].embed.segments),
+        "packed": packed,
+    }
+    read = described(model.tokenizer)
+    made = fingerprint(recipe.data, "train", root, read, recipe.objective, recipe.batch.length, extra)
+    place = digest({**made, "root": str(root)})  # samples know the names of their files, which say where these are
+    folder = cache_root() / "samples" / place[:32]
 
     def counts() -> dict[str, int]:
         return {"cut": objective.cut, "dropped": objective.dropped}
@@ -77,6 +91,7 @@ def prepare(recipe: Recipe, out: Path, world: parallel.World) -> Prepared:
 
     parallel.together(world, lambda: build() if world.first else None)
     samples = shards.open_shards(folder)
+    samples.report(bad)  # for the other ranks, so that all count the same
 
     def valid() -> Evaluator:
         found: Iterable[records.Placed] = part("valid", bad)
@@ -93,9 +108,9 @@ def prepare(recipe: Recipe, out: Path, world: parallel.World) -> Prepared:
         objective,
         samples,
         valid() if has_part(recipe, "valid") else None,
-        test if has_part(recipe, "test") else None,
+        test() if has_part(recipe, "test") else None,
         made,
-        _notes(samples),
+        (*_notes(samples), *_shared(recipe.data, root)),
     )
 
 
@@ -125,30 +140,52 @@ def tokenizer_of(recipe: Recipe, trained: Path) -> Tokenizer | None:
     return Tokenizer.from_folder(described.folder.root)
 
 
-def _train_tokenizer(recipe: Recipe, out: Path, found: Iterable[Mapping[str, Any]]) -> None:
-    """Train one, once a run: some kinds' training is not the same twice."""
-    if recipe.tokenizer.train is None or (out / TOKENIZER / "tokenizer.json").exists():
+def begun(out: Path) -> bool:
+    """Whether a run's folder holds checkpoints, by which its tokenizer is fixed."""
+    return any((out / CHECKPOINTS).glob("step-*"))
+
+
+def _train_tokenizer(recipe: Recipe, out: Path, texts: Iterable[str]) -> None:
+    """Train one, once a run: some kinds' training is not the same twice. Until there is a checkpoint, other data or
+    settings make another one."""
+    trained = out / TOKENIZER
+    if recipe.tokenizer.train is None or ((trained / "tokenizer.json").exists() and begun(out)):
+        return
+    said = {"trained": recipe.tokenizer.model_dump(mode="json")}
+    made = fingerprint(recipe.data, "train", Path(recipe.data.root), "", recipe.objective, None, said)
+    if (trained / _TRAINED_ON).is_file() and read_json(trained / _TRAINED_ON) == made:
         return
     aside = out / f".{TOKENIZER}"  # it has several files, and a run that is killed between two begins anew
     shutil.rmtree(aside, ignore_errors=True)
-    trained_tokenizer(recipe, found).save(aside)
-    shutil.rmtree(out / TOKENIZER, ignore_errors=True)
-    aside.rename(out / TOKENIZER)
+    trained_tokenizer(recipe, texts).save(aside)
+    write_json(aside / _TRAINED_ON, made)
+    shutil.rmtree(trained, ignore_errors=True)
+    aside.rename(trained)
 
 
-def trained_tokenizer(recipe: Recipe, found: Iterable[Mapping[str, Any]]) -> Tokenizer:
-    """A new one of the recipe's kind, for the texts of these records. Raises as `train_tokenizer`."""
+def trained_tokenizer(recipe: Recipe, texts: Iterable[str]) -> Tokenizer:
+    """A new one of the recipe's kind. Raises as `train_tokenizer`."""
     said = recipe.tokenizer
     assert said.train is not None
     ends = None if said.train in ("wordpiece", "char", "word") else _ENDS
-    return train_tokenizer(_texts_of(found), said.train, said.vocab, special_tokens=ends, lowercase=said.lowercase)
+    return train_tokenizer(texts, said.train, said.vocab, special_tokens=ends, lowercase=said.lowercase)
 
 
-def _texts_of(found: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """All texts of records, lists' too."""
-    for record in found:
-        for value in record.values():
-            yield from (one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str))
+def texts_of(recipe: Recipe, found: Iterable[records.Placed], bad: records.Bad) -> Iterator[str]:
+    """All texts of records, lists' too, that the recipe's objective reads. `bad` hears of one that UTF-8 can't hold."""
+    kind = OBJECTIVES[type(recipe.objective)]
+    read = {*kind.fields, *kind.optional}.difference(kind.not_read)
+    for placed in found:
+        values = [value for field, value in placed.record.items() if field in read]
+        texts = [one for value in values for one in (value if isinstance(value, list) else [value])]
+        texts = [one for one in texts if isinstance(one, str)]
+        try:
+            for text in texts:
+                check_text(text)
+        except InputError as error:
+            bad.report(placed.where, str(error))
+            continue
+        yield from texts
 
 
 def labels_of(recipe: Recipe, found: Iterable[Mapping[str, Any]]) -> tuple[str, ...] | None:
@@ -162,6 +199,27 @@ def labels_of(recipe: Recipe, found: Iterable[Mapping[str, Any]]) -> tuple[str, 
 def problem_of(recipe: Recipe) -> spec.Problem | None:
     """What a new classifier is for; None: the objective is another."""
     return recipe.objective.problem if isinstance(recipe.objective, ClassifyTexts) else None
+
+
+def _shared(data: Data, root: Path) -> Iterator[str]:
+    """What is learned from and measured on: files that two parts of the data name."""
+    parts: tuple[records.Part, ...] = ("train", "valid", "test")
+    train, *others = (_files(getattr(data, which), data, root) for which in parts)
+    for which, own in zip(parts[1:], others, strict=True):
+        for name in (own[file] for file in own if file in train):
+            yield f"data.{which} names {name}, which data.train names too: what is measured there was learned"
+
+
+def _files(files: Files, data: Data, root: Path) -> dict[tuple[str, str], str]:
+    """Names by the file itself, and its members."""
+    found = records.sources(files, data, root)
+    return {(one.name if one.file is None else str(one.file.resolve()), one.member): _name(one) for one in found}
+
+
+def _name(source: records.Source) -> str:
+    if source.file is None:
+        return source.name
+    return f"{source.file}!{source.member}" if source.member else str(source.file)
 
 
 def _notes(samples: Shards) -> tuple[str, ...]:
@@ -183,6 +241,6 @@ _COUNTED = {
 def check_metrics(recipe: Recipe, evaluator: Evaluator | None) -> None:
     """ConfigError: something of `eval` asks for validation records, and there are none."""
     if evaluator is None:
-        for name in ("every", "best", "patience", "metrics"):
+        for name in ("every", "best", "metrics"):
             if getattr(recipe.eval, name) is not None:
                 raise ConfigError(f"eval.{name} needs validation records: say data.valid or data.hold_out.valid")

@@ -13,8 +13,9 @@ from qkv.train import records
 from qkv.train.begin import changed, shape
 from qkv.train.objective import OBJECTIVES, Objective
 from qkv.train.objectives import make
-from qkv.train.prepare import labels_of, problem_of, tokenizer_of, trained_tokenizer
+from qkv.train.prepare import labels_of, problem_of, texts_of, tokenizer_of, trained_tokenizer
 from qkv.train.recipe import Recipe
+from qkv.train.schedule import check
 from qkv.train.survey import Drawn, Survey, draw, survey
 
 _DRAWN = 2000  # records that are looked at
@@ -32,6 +33,7 @@ class Preview:
 def preview(recipe: Recipe) -> Preview:
     """Some of the data, and the model's spec. Raises as reading records, loading a model's description and making an
     objective do: what is wrong with a recipe is found here, before any training."""
+    check(recipe.train, recipe.train.steps)
     kind = OBJECTIVES[type(recipe.objective)]
     drawn = _records(recipe, kind)
     tokenizer, notes = _tokenizer(recipe, drawn)
@@ -57,7 +59,8 @@ def _tokenizer(recipe: Recipe, drawn: Drawn) -> tuple[Tokenizer, list[str]]:
         return own, []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # so few texts give fewer tokens than asked for
-        made = trained_tokenizer(recipe, drawn.records)
+        placed = (records.Placed(record, str(number)) for number, record in enumerate(drawn.records))
+        made = trained_tokenizer(recipe, texts_of(recipe, placed, records.unheard()))  # the survey tells of bad ones
     return made, [f"tokenizer: one trained on {len(drawn.records):,} records, whose tokens are shorter"]
 
 

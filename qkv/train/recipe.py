@@ -34,6 +34,14 @@ from qkv.train.goals import TagWords as TagWords
 from qkv.train.goals import Translate as Translate
 
 
+def _without_effect(section: Section, names: tuple[str, ...], why: str) -> None:
+    """ValueError: one of these is said. A run's own recipe spells out all defaults, so those are no mistake."""
+    for name in names:
+        default = type(section).model_fields[name].default
+        if name in section.model_fields_set and getattr(section, name) != default:
+            raise ValueError(f"{name} has no effect, as {why.format(f'leave {name} out')}")
+
+
 class ModelFrom(Section):
     """What is trained: weights that exist (`from`), or fresh ones of a family's config.json (`config`) or of a spec
     (`spec`). `vocab` in these may be left out: the tokenizer's size is taken."""
@@ -64,6 +72,8 @@ class TokenizerFrom(Section):
     def _one(self) -> "TokenizerFrom":
         if self.origin is not None and self.train is not None:
             raise ValueError("say from or train, not both")
+        if self.train is None:
+            _without_effect(self, ("vocab", "lowercase"), "only a tokenizer that is trained has it: {}, or say train")
         return self
 
 
@@ -78,15 +88,19 @@ Files = str | File | tuple[str | File, ...]
 
 
 class HoldOut(Section):
-    """Shares of the training records that are kept for validation and test, chosen by a hash of one field (or of
-    all): the same ones at each run, and records that agree in that field stay together."""
+    """Shares of the training records that are kept for validation and test, chosen by a hash: the same ones at each
+    run. `by`: a field; records that agree in it stay together. Of several fields: records that agree in any of them, so
+    that no value of a held-out record occurs in training (all files are read once more for that). None: no field, all
+    that a record says."""
 
     valid: Below1 = 0.0
     test: Below1 = 0.0
-    by: str | None = None
+    by: str | tuple[str, ...] | None = None
 
     @model_validator(mode="after")
     def _some_left(self) -> "HoldOut":
+        if self.by == ():
+            raise ValueError("by names no field: name one or several, or leave it out")
         if self.valid + self.test >= 1:
             raise ValueError("valid and test together leave nothing to train on")
         return self
@@ -107,6 +121,14 @@ class Data(Section):
     limit: Count | None = None  # training records at most, drawn by a hash from all files alike
     skip_bad: Some = 0  # bad records that are skipped, named and counted; one more stops the run
     workers: Some = 0  # processes that make batches
+
+    @model_validator(mode="after")
+    def _of_the_format(self) -> "Data":
+        if self.format not in ("auto", "text"):
+            _without_effect(self, ("document",), f"only text files have it, and format is {self.format!r}: {{}}")
+        if self.format not in ("auto", "csv", "tsv"):
+            _without_effect(self, ("header",), f"only CSV and TSV have it, and format is {self.format!r}: {{}}")
+        return self
 
 
 # --- how ------------------------------------------------------------------------------------------------------------
@@ -142,6 +164,12 @@ class Schedule(Section):
     warmup: Annotated[float, Field(ge=0)] = 0.0  # below 1: a share of all steps
     decay: Share = 0.2
     floor: Share = 0.0
+
+    @model_validator(mode="after")
+    def _of_the_kind(self) -> "Schedule":
+        if self.kind != "wsd":
+            _without_effect(self, ("decay",), f'only kind "wsd" has it, and kind is "{self.kind}": {{}}')
+        return self
 
 
 class Train(Section):
@@ -183,6 +211,12 @@ class Evaluate(Section):
     patience: Count | None = None
     samples: Some = 3
 
+    @model_validator(mode="after")
+    def _more_than_one(self) -> "Evaluate":
+        if self.every is None:
+            _without_effect(self, ("patience",), "without every there is one evaluation, at the end: {}, or say every")
+        return self
+
 
 class Save(Section):
     """A checkpoint `every` so many steps or minutes (None: at the end, and when the run is stopped); the last `keep`
@@ -204,7 +238,7 @@ class Recipe(Section):
     """A run."""
 
     name: str
-    seed: int = 0
+    seed: Some = 0
     model: ModelFrom
     tokenizer: TokenizerFrom = TokenizerFrom()
     data: Data
@@ -214,3 +248,12 @@ class Recipe(Section):
     eval: Evaluate = Evaluate()
     save: Save = Save()
     watch: Watch = Watch()
+
+    @model_validator(mode="after")
+    def _nothing_is_too_long(self) -> "Recipe":
+        if self.batch.packing != "none" and self.objective.on_long != "error":
+            raise ValueError(
+                f"objective.on_long is {self.objective.on_long!r}, and packing has no text that is too long: leave "
+                'objective.on_long out, or say batch.packing = "none"'
+            )
+        return self

@@ -1,21 +1,19 @@
 """Records: what the files of a recipe hold, one by one, by the objective's names, each with the place it stands at."""
 
 import glob
-import hashlib
 import heapq
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from qkv.errors import ConfigError, InputError, NotFound
-from qkv.train import formats, recipe
+from qkv.train import formats, hold_out, recipe
+from qkv.train.hold_out import Part as Part
 
-Part = Literal["train", "valid", "test"]
 ALL = sys.maxsize
 _HUB_NAME = re.compile(r"([^@]+?)(?:@([^:]+))?:(?:([^/:]+)/)?([^/:\[]+(?:\[.*\])?)")  # name, revision, config, split
 
@@ -44,19 +42,38 @@ def _to_stderr(text: str) -> None:
 
 
 class Bad:
-    """Records that can't be used: each is named, by `say`, and counted; one beyond `limit` is an InputError."""
+    """Records that can't be used: each is named, by `say`, and counted; one beyond `limit` is an InputError. A place
+    counts once, however often it is read: for another part of the data, or for a tokenizer's training.
+
+    `places`: why, by where each stands."""
 
     def __init__(self, limit: int = 0, say: Callable[[str], None] = _to_stderr) -> None:
-        self.limit, self.say, self.count, self.first = limit, say, 0, ""
+        self.limit, self.say = limit, say
+        self.places: dict[str, str] = {}
+
+    @property
+    def count(self) -> int:
+        return len(self.places)
+
+    @property
+    def first(self) -> str:
+        """The first of them: "file:line: why"; "": there is none."""
+        return next((f"{where}: {why}" for where, why in self.places.items()), "")
 
     def report(self, where: str, why: str) -> None:
         """Tell of a bad record. InputError: it is one too many."""
-        self.count += 1
-        self.first = self.first or f"{where}: {why}"
+        known = where in self.places
+        self.places.setdefault(where, why)
         if self.count > self.limit:
             beyond = f" (and it is bad record number {self.count}; data.skip_bad is {self.limit})" if self.limit else ""
             raise InputError(f"{where}: {why}{beyond}. Mend it, or let data.skip_bad pass over so many")
-        self.say(f"skipped {where}: {why} ({self.count} of at most {self.limit})")
+        if not known:
+            self.say(f"skipped {where}: {why} ({self.count} of at most {self.limit})")
+
+
+def unheard() -> Bad:
+    """Passes over bad records without a word, in a reading besides the one that tells of them."""
+    return Bad(ALL, lambda _: None)
 
 
 def part(
@@ -116,7 +133,7 @@ def read(
 
 def _sample(once: Callable[[Bad], Iterator[Placed]], on_bad: Bad, limit: int) -> Iterator[Placed]:
     """The records with the smallest hashes, in their order."""
-    hashes = ((_hash(_text(placed.record)), number) for number, placed in enumerate(once(Bad(ALL, lambda _: None))))
+    hashes = ((hold_out.number(hold_out.text(placed.record)), number) for number, placed in enumerate(once(unheard())))
     chosen = {number for _, number in heapq.nsmallest(limit, hashes)}
     yield from (placed for number, placed in enumerate(once(on_bad)) if number in chosen)
 
@@ -150,8 +167,7 @@ def _matches(root: Path, pattern: str) -> list[Path]:
 
 def _check(data: recipe.Data, names: Mapping[str, str | int], found: list[Source]) -> None:
     fixed = {field for source in found for field in source.set}
-    by = data.hold_out.by if data.hold_out else None
-    unknown = sorted({*data.fields, *fixed} - set(names) - {by})
+    unknown = sorted({*data.fields, *fixed} - {*names, *hold_out.named(data.hold_out)})
     if unknown:
         raise ConfigError(f"data.fields or set names {unknown[0]!r}; the objective reads {', '.join(names)}")
     for field, column in data.fields.items():
@@ -169,18 +185,29 @@ def _read(
     on_bad: Bad,
     share: Part | None,
 ) -> Iterator[Placed]:
+    def every(bad: Bad) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+        for source in found:
+            for where, row in _rows(source, data, bad):
+                try:
+                    record = _mapped(row, names, wanted, source.set)
+                except InputError as error:
+                    bad.report(where, str(error))
+                else:
+                    yield where, record, row
+
+    falls = None
+    if share is not None and data.hold_out is not None:
+        falls = hold_out.falls(data.hold_out, lambda: (each[1:] for each in every(unheard())))
     given = False
-    for source in found:
-        for where, row in _rows(source, data, on_bad):
-            try:
-                record = _mapped(row, names, wanted, source.set)
-                chosen = share is None or data.hold_out is None or _share(data.hold_out, record, row) == share
-            except InputError as error:
-                on_bad.report(where, str(error))
-                continue
-            if chosen:
-                given = True
-                yield Placed(record, where)
+    for where, record, row in every(on_bad):
+        try:
+            chosen = falls is None or falls(record, row) == share
+        except InputError as error:
+            on_bad.report(where, str(error))
+            continue
+        if chosen:
+            given = True
+            yield Placed(record, where)
     if not given:
         what = ", ".join(dict.fromkeys(source.name for source in found)) or "no file"
         held = f" for {share}" if share and data.hold_out else ""
@@ -229,28 +256,6 @@ def _answers(value: Any) -> Any:
         pairs = zip(value["text"], value["answer_start"], strict=False)
         return [{"text": text, "start": start} for text, start in pairs]
     return value
-
-
-def _share(held: recipe.HoldOut, record: Mapping[str, Any], row: Mapping[str, Any]) -> Part:
-    """Which part a record falls to: the first 64 bits of SHA-256 of its field, as a number in [0, 1)."""
-    if held.by is None:
-        text = _text(record)
-    elif held.by in record or held.by in row:
-        value = record[held.by] if held.by in record else row[held.by]
-        text = value if isinstance(value, str) else _text(value)
-    else:
-        raise InputError(f"data.hold_out.by is {held.by!r}, which the record doesn't have; it has {', '.join(row)}")
-    at = _hash(text) / 2**64
-    return "valid" if at < held.valid else "test" if at < held.valid + held.test else "train"
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
-
-
-def _hash(text: str) -> int:
-    """64 bits."""
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
 def _hub(name: str) -> Iterator[formats.Row]:

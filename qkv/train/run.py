@@ -2,9 +2,8 @@
 `qkv.load` and transformers read, with recipe.toml, log.jsonl, a page (index.html), a curve and a card beside it."""
 
 import contextlib
-import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,17 @@ from qkv.train.evaluate import Evaluation, Evaluator
 from qkv.train.lock import Lock
 from qkv.train.loop import Due, Loop, State
 from qkv.train.peak import gemm_peak
-from qkv.train.prepare import TOKENIZER, check_metrics, prepare
+from qkv.train.prepare import CHECKPOINTS as CHECKPOINTS
+from qkv.train.prepare import begun, check_metrics, prepare
 from qkv.train.recipe import Recipe
+from qkv.train.schedule import check
 from qkv.train.screen import tell
 from qkv.train.step import Gradients
 from qkv.train.stop import Signals, Stopped
 from qkv.train.watch import Step, Watch
 from qkv.write import write_text
 
-RECIPE, CHECKPOINTS = "recipe.toml", "checkpoints"
+RECIPE = "recipe.toml"
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,13 @@ class Run:
         self.recipe, self.out, self.world, self.signals = recipe, out, world, signals
         self.allow_changed = allow_changed
         self.state = State()
+        self.told: list[str] = []  # before there is a log
         self.last: Evaluation | None = None
         self.finals: dict[str, dict[str, float]] = {}
 
     def go(self, resume: str | int) -> Done:
         """All of it."""
+        check(self.recipe.train, self.recipe.train.steps)
         parallel.together(self.world, lambda: self._claim(resume) if self.world.first else None)
         self.prepared = prepare(self.recipe, self.out, self.world)
         check_metrics(self.recipe, self.prepared.evaluator)
@@ -98,10 +101,7 @@ class Run:
             if resume == "never":
                 raise InputError(f"{self.out} holds a run already: choose another folder (--out), or let it go on")
             changed = recipe_file.differences(recipe_file.load(path), self.recipe)
-            begun = any((self.out / CHECKPOINTS).glob("step-*"))
-            if changed and not begun:
-                shutil.rmtree(self.out / TOKENIZER, ignore_errors=True)
-            elif changed and not self.allow_changed:
+            if changed and begun(self.out) and not self.allow_changed:
                 raise InputError(
                     f"{self.out} holds a run of another recipe: {'; '.join(changed)}. Choose another folder (--out), or"
                     " go on with the changed one by --allow-changed"
@@ -124,7 +124,22 @@ class Run:
         self.state = self.built.take(found, self.allow_changed)
         if self.world.first:
             checkpoint.set_aside(folder, found.step, tell)
+        self._check_best(folder)
+        self.state.wait(self.recipe.eval.patience)  # which may be another than before
         return found
+
+    def _check_best(self, folder: Path) -> None:
+        """Forget the best step where another metric decides now, or where its weights are wanted and not there."""
+        state, evaluator = self.state, self.prepared.evaluator
+        if state.best_step is None or evaluator is None:
+            return
+        if state.metric != evaluator.best[0]:
+            why: str | None = f"{evaluator.best[0]} decides now"
+        else:
+            why = self.built.why_not(folder, state.best_step) if self._chooses() else None
+        if why is not None:
+            self.told.append(f"step {state.best_step}, so far the best by {state.metric}, is forgotten: {why}")
+            state.forget_best()
 
     def _open_watch(self, found: Checkpoint | None) -> None:
         peak = gemm_peak(self.recipe.train.dtype, self.world.device) * self.world.size if self.world.first else None
@@ -139,7 +154,7 @@ class Run:
         )
         if found is not None:
             self.watch.note(f"goes on from step {found.step}")
-        for text in (*self.prepared.notes, *self.built.order.notes, *self.model.notes):
+        for text in (*self.told, *self.prepared.notes, *self.built.order.notes, *self.model.notes):
             self.watch.note(text)
 
     # --- the loop ----------------------------------------------------------------------------------------------------
@@ -185,7 +200,10 @@ class Run:
             value = parallel.gather(self.world, self._evaluated(evaluator))[0]
             if value is None:
                 raise Stopped(self.signals.got or signal.SIGTERM)
-            return self._judge(value, max if evaluator.best[1] == "max" else min)
+            name, way = evaluator.best
+            self.state.judge(name, value, max if way == "max" else min)
+            self.state.wait(self.recipe.eval.patience)
+            return self._chooses() and self.state.best_step == self.state.step
 
     def _evaluated(self, evaluator: Evaluator) -> float | None:
         """The metric that decides, on rank 0. None: on the others, or a signal came."""
@@ -199,17 +217,6 @@ class Run:
                 return None
             self.watch.evaluated(self.state.step, self.last)
             return self.last.values[evaluator.best[0]]
-
-    def _judge(self, value: float, better: Callable[[float, float], float]) -> bool:
-        """Whether these are the best weights so far, and wanted. The run ends if there have been none for too long."""
-        state, patience = self.state, self.recipe.eval.patience
-        state.evaluated = state.step
-        if state.best is None or (value != state.best and better(value, state.best) == value):
-            state.best, state.best_step, state.waited = value, state.step, 0
-        else:
-            state.waited += 1
-        state.stopped_early = patience is not None and state.waited >= patience
-        return self._chooses() and state.best_step == state.step
 
     def _chooses(self) -> bool:
         """Whether the best weights are wanted, and not the last."""
@@ -244,9 +251,9 @@ class Run:
         left = False
         with self._as_left() as model:
             if self.world.first:
+                left = self.state.step > 0 and export.leave(model, self.out, self.watch.note)
                 with contextlib.nullcontext() if stopped else self.signals.interruptible():
                     self.finals = {} if stopped else self._finals(model)
-                left = self.state.step > 0 and export.leave(model, self.out, self.watch.note)
         self.watch.close("stopped by a signal" if stopped else "finished")
         if self.world.first and self.state.step:
             with self.signals.whole():
@@ -261,7 +268,7 @@ class Run:
                 self.last = self.prepared.evaluator.run(model, self.stepper.learner.precision)
             finals["valid"] = dict(self.last.values)
         if self.prepared.test is not None:
-            finals["test"] = dict(self.prepared.test().run(model, self.stepper.learner.precision).values)
+            finals["test"] = dict(self.prepared.test.run(model, self.stepper.learner.precision).values)
         for part, values in finals.items():
             self.watch.note(f"{part}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
         return finals
@@ -284,8 +291,4 @@ class Run:
         if not self._chooses() or best is None or best == self.state.step:
             return
         self.built.take_weights(checkpoint.at(self.out / CHECKPOINTS, best, self.world))
-        self.watch.note(f"the model has the weights of step {best}, the best by {self._best_name()}")
-
-    def _best_name(self) -> str:
-        assert self.prepared.evaluator is not None
-        return self.prepared.evaluator.best[0]
+        self.watch.note(f"the model has the weights of step {best}, the best by {self.state.metric}")

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 from qkv.errors import ConfigError
-from qkv.train.recipe import Schedule
+from qkv.train.recipe import Schedule, Train
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,13 @@ def factor(schedule: Schedule, progress: Progress) -> float:
     if x < warmup:
         return x / warmup
     return _after(schedule, x, warmup, end)
+
+
+def check(train: Train, total: int | None) -> None:
+    """Before a run of so many steps (None: by minutes, or not known yet): does its schedule have a factor for the first
+    and for the last? ConfigError: as `factor`."""
+    for at, share in ((0, 0.0), (total or 0, 1.0)):
+        factor(train.schedule, Progress(at, total, share))
 
 
 def _check(schedule: Schedule) -> None:

@@ -42,6 +42,8 @@ class Shards:
         self.fingerprint: Fingerprint = index["fingerprint"]
         self.counts: dict[str, int] = index["counts"]
         """records, samples, tokens, bad (records), and of the objective cut and dropped (texts)"""
+        self.bad: dict[str, str] = index["bad"]
+        """why records were left out, by where they stand"""
         self._columns: list[str] = index["columns"]
         self._shards = [_Shard(folder, number, index) for number in range(len(index["shards"]))]
         ends = np.cumsum([len(shard.sizes) for shard in self._shards])
@@ -71,6 +73,11 @@ class Shards:
         """Where the record of a sample stands: "file:line"."""
         shard, at = self._find(i)
         return shard.row(_WHERE, at).tobytes().decode("utf-8", "surrogateescape")
+
+    def report(self, bad: Bad) -> None:
+        """Tell of the records that were left out when these samples were made. InputError: too many."""
+        for where, why in self.bad.items():
+            bad.report(where, why)
 
     def _find(self, i: int) -> tuple["_Shard", int]:
         if not 0 <= i < len(self):
@@ -127,28 +134,32 @@ def build(
 ) -> Shards:
     """The samples of records, from `folder` where they were made of the same (by the fingerprint), else made there.
 
-    A record that `encode` refuses (InputError, TokenizerError) is a bad one. `counts`: more of them, asked for at the
-    end (the objective's cut and dropped texts). Written aside and renamed, so that a folder is whole or isn't
-    there; what it held is replaced. Raises InputError (a bad record beyond the limit; no sample at all), CorruptFile as
+    A record that `encode` refuses (InputError, TokenizerError) is a bad one. `bad`, which has heard of no others yet,
+    hears of those, and again where the samples are there already. `counts`: more of them, asked for at the end (the
+    objective's cut and dropped texts). Written aside and renamed, so that a folder is whole or isn't there; what it
+    held is replaced. Raises InputError (a bad record beyond the limit; no sample at all), CorruptFile as
     `open_shards`, OSError where the folder can't be written.
     """
     if (folder / INDEX).is_file() and _index(folder)["fingerprint"] == fingerprint:
-        return Shards(folder)
+        found = Shards(folder)
+        found.report(bad)
+        return found
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     aside.mkdir()
     try:
         writer = _Writer(aside)
         records = 0
-        for records, one in enumerate(_shown(placed), 1):  # noqa: B007
+        for one in _shown(placed):
             try:
                 samples = encode(one.record)
             except (InputError, TokenizerError) as error:
                 bad.report(one.where, str(error))
                 continue
+            records += 1
             for sample in samples:
                 writer.add(sample, size(sample), one.where)
-        writer.finish(fingerprint, {"records": records, "bad": bad.count, **counts()})
+        writer.finish(fingerprint, {"records": records, "bad": bad.count, **counts()}, bad.places)
         _replace(folder, aside)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -164,12 +175,8 @@ def _shown(placed: Iterable[Placed]) -> Iterator[Placed]:
     for number, one in enumerate(placed, 1):
         if (now := time.monotonic()) - last > SHOW_EVERY:
             last = now
-            print(
-                f"\rtokenizing: {number:,} records, {number / (now - start):,.0f}/s",
-                end="",
-                file=sys.stderr,
-                flush=True,
-            )
+            rate = number / (now - start)
+            print(f"\rtokenizing: {number:,} records, {rate:,.0f}/s", end="", file=sys.stderr, flush=True)
         yield one
     print("\r\033[K", end="", file=sys.stderr, flush=True)
 
@@ -227,7 +234,7 @@ class _Writer:
             os.fsync(file.fileno())
             return {name: file.tell()}
 
-    def finish(self, fingerprint: Fingerprint, counts: Mapping[str, int]) -> None:
+    def finish(self, fingerprint: Fingerprint, counts: Mapping[str, int], bad: Mapping[str, str]) -> None:
         if self._sizes:
             self._flush()
         if not self.samples:
@@ -237,6 +244,7 @@ class _Writer:
             "fingerprint": fingerprint,
             "columns": list(self.columns or ()),
             "counts": {**counts, "samples": self.samples, "tokens": self.tokens},
+            "bad": dict(bad),
             "shards": self.shards,
         }
         write_json(self.folder / INDEX, index)
@@ -269,7 +277,7 @@ def _replace(folder: Path, aside: Path) -> None:
 
 def _index(folder: Path) -> dict[str, Any]:
     index = read_json(folder / INDEX)
-    kinds = {"fingerprint": dict, "columns": list, "counts": dict, "shards": list}
+    kinds = {"fingerprint": dict, "columns": list, "counts": dict, "bad": dict, "shards": list}
     for key, kind in kinds.items():
         if not isinstance(index.get(key), kind):
             raise CorruptFile(f"{folder / INDEX}: {key!r} is not there, or of the wrong kind{_ANEW}")

@@ -33,6 +33,7 @@ class TagWords(Objective):
     it, too."""
 
     fields = ("words", "tags")
+    not_read = ("tags",)
 
     def __init__(self, settings: recipe.TagWords, model: spec.Model, tokenizer: Tokenizer, length: int | None) -> None:
         super().__init__(settings, model, tokenizer, length)

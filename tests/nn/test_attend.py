@@ -240,8 +240,12 @@ def test_some_sequences_at_a_time_or_all_in_a_grid(mask: spec.Mask) -> None:
     """Runs of equal lengths, and (for too many of them) one padded grid, are the same attention."""
     batch = Batch([4, 4, 1, 3, 3, 3, 2], [0] * 7, torch.device("cpu"))
     q, k, v = torch.randn(20, 4, 8), torch.randn(20, 2, 8), torch.randn(20, 2, 8)
-    runs, grid = Stream().extend(k, v, batch), side_by_side(k, v, batch)
+    with torch.no_grad():
+        runs, grid = Stream().extend(k, v, batch), side_by_side(k, v, batch)
     assert isinstance(runs, list)
+    assert isinstance(Stream().extend(k, v, batch), Keys)  # sooner to learn from
+    far = Batch([100, *[1] * 9], [0] * 10, torch.device("cpu"))  # but not with ten times the scores
+    assert isinstance(Stream().extend(torch.randn(109, 2, 8), torch.randn(109, 2, 8), far), list)
     assert [len(run.batch.lengths) for run in runs] == [2, 1, 3, 1]
     how = {"mask": build(mask), "position": build(spec.RelativeBias(8, 6), 4, 8), "scale": 0.3}
     torch.testing.assert_close(attend(q, runs, batch, **how), attend(q, grid, batch, **how))

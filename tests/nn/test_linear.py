@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from qkv.nn.linear import Embedding, Linear, fresh, rounded_once
 
@@ -31,3 +32,26 @@ def test_rounded_once_is_what_autocast_rounds_to() -> None:
         assert rounded_once(x).dtype == torch.bfloat16
         assert torch.equal(linear(rounded_once(x)), linear(x))
         assert rounded_once(x.double()).dtype == torch.float64
+
+
+def test_products_that_are_learned_in_few_bits_have_whole_rows(monkeypatch):
+    """The same numbers, and their gradients."""
+    torch.manual_seed(0)
+    layer, seen = Linear(8, 6), []
+    monkeypatch.setattr(F, "linear", lambda x, *rest, own=F.linear: seen.append(len(x)) or own(x, *rest))
+    x = torch.randn(70, 8, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    y.float().square().sum().backward()
+    assert y.shape == (70, 6)
+    assert seen == [128]
+    found = [x.grad, layer.weight.grad, layer.bias.grad]
+    x.grad, layer.weight.grad, layer.bias.grad = None, None, None
+    plain = layer(x)
+    plain.square().sum().backward()
+    assert seen == [128, 70]
+    for ours, exact in zip([y, *found], [plain, x.grad, layer.weight.grad, layer.bias.grad], strict=True):
+        assert (ours.float() - exact).norm() < 0.02 * exact.norm()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        layer(x)
+    assert seen[-1] == 70

@@ -8,7 +8,7 @@ from qkv.train import checkpoint
 from qkv.train.build import build, facts
 from qkv.train.loop import State
 from qkv.train.parallel import ALONE
-from qkv.train.prepare import prepare
+from qkv.train.prepare import CHECKPOINTS, prepare
 from tests.train.tiny import recipe, write
 
 
@@ -55,14 +55,14 @@ def test_all_that_shapes_the_next_step_comes_back(folder, dtype):
 
 def test_other_data_or_another_number_of_processes(folder):
     one = built(folder)
-    one.save(folder, State(step=1), keep=1, protect=[])
+    one.save(folder / CHECKPOINTS, State(step=1), keep=1, protect=[])
     (folder / "train.jsonl").write_text('{"text": "the cat sat"}\n' * 9)
     path = folder / "tokenizer" / "tokenizer.json"
     path.write_text(path.read_text().replace('"dog"', '"dogs"'))
     other = built(folder)
     with pytest.raises(InputError, match=r"train\.jsonl has other content; tokenizer has other content.*allow-changed"):
-        other.take(checkpoint.at(folder, 1), allow_changed=False)
-    assert other.take(checkpoint.at(folder, 1), allow_changed=True).step == 1
+        other.take(checkpoint.at(folder / CHECKPOINTS, 1), allow_changed=False)
+    assert other.take(checkpoint.at(folder / CHECKPOINTS, 1), allow_changed=True).step == 1
 
 
 def test_float16_after_float32_begins_with_a_fresh_scale(folder):
@@ -87,3 +87,18 @@ def test_how_long_and_what_the_log_says_first(folder):
 def test_what_an_optimizer_does_not_have(folder):
     with pytest.raises(ConfigError, match="muon_lr does nothing"):
         built(folder, train={"muon_lr": 0.1})
+
+
+def test_a_schedule_is_for_as_many_steps_as_the_epochs_have(folder):
+    said = {"train": {"steps": None, "epochs": 1, "schedule": {"warmup": 10}}}
+    with pytest.raises(ConfigError, match="warmup is 10 of 10 steps"):
+        built(folder, **said)
+
+
+def test_why_weights_cannot_be_had(folder):
+    one = built(folder)
+    one.save(folder / "c", State(step=1), keep=1, protect=[])
+    assert one.why_not(folder / "c", 1) is None
+    assert "no checkpoint of step 2" in one.why_not(folder / "c", 2)
+    (folder / "c" / "step-00000001" / "weights.safetensors").write_bytes(b"")
+    assert "weights.safetensors" in one.why_not(folder / "c", 1)

@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from qkv import spec
-from qkv.train import card
+from qkv.train import card, curve
 from qkv.train.card import About
 from qkv.train.log import History
 from qkv.train.recipe import Recipe
@@ -41,7 +41,7 @@ def test_what_the_hub_reads(tmp_path: Path) -> None:
 
 def test_what_a_person_reads(tmp_path: Path) -> None:
     made, history = run(tmp_path)
-    (tmp_path / "loss.png").write_bytes(b"")
+    (tmp_path / curve.PNG).write_bytes(b"")
     text = written(tmp_path, made, about(commit="abc123"), history).text
     for said in (
         "# tiny",
@@ -53,7 +53,7 @@ def test_what_a_person_reads(tmp_path: Path) -> None:
         "| weights kept | those of step 20, the best |",
         "| bleu | 31.5000 | 30.0000 |",
         "| loss | 1.2500 |  |",
-        "![The loss over steps](loss.png)",
+        "![The loss over steps](curve.png)",
         "qkv generate -m THIS_FOLDER",
         "AutoModelForCausalLM.from_pretrained",
         "## Limits",

@@ -166,3 +166,9 @@ def test_to_dict_has_all() -> None:
     found = estimate(recipe(), model(GPT2), READ, peak=1e9).to_dict()
     assert found["seconds"] > 0
     assert {"parameters", "frozen", "memory", "flops", "guesses", "peak_flops"} <= found.keys()
+
+
+def test_a_schedule_that_the_guessed_steps_leave_no_room_is_told() -> None:
+    said = {"epochs": 1, "schedule": {"warmup": 1000}}
+    found = estimate(recipe(train=said), model(GPT2), READ, peak=1e9)
+    assert any(f"if there are {found.steps:,}, the run will not begin: " in text for text in found.guesses)

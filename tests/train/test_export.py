@@ -53,6 +53,10 @@ def test_a_paper_that_fails_ends_nothing(tmp_path, model, monkeypatch):
         raise OSError("no room")
 
     monkeypatch.setattr(export.page, "write", full)
+    monkeypatch.setattr(export.curve, "png", lambda _, path, title: path.write_bytes(b"drawn"))
+    export.papers(tmp_path, recipe(tmp_path), about, told.append)
+    assert "(curve.png)" in (tmp_path / "README.md").read_text()
+    told.clear()
     monkeypatch.setattr(export.curve, "png", lambda *_: "there is no matplotlib")
     export.papers(tmp_path, recipe(tmp_path), about, told.append)
     assert told == ["there is no matplotlib", "a paper of the run can't be written: no room"]

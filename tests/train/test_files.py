@@ -9,7 +9,7 @@ import zipfile
 
 import pytest
 
-from qkv.errors import CorruptFile, NotFound, UnsafeFile
+from qkv.errors import CorruptFile, InputError, NotFound, UnsafeFile
 from qkv.train import files
 from qkv.train.files import named_errors, numbered_lines, opened_files
 
@@ -64,20 +64,42 @@ def test_zip_members(tmp_path) -> None:
         read(path, "*")
 
 
-@pytest.mark.parametrize("kind", ["", "gz", "xz"])
-def test_tar_members_in_their_order(tmp_path, kind) -> None:
-    path = tmp_path / f"a.tar{'.' + kind if kind else ''}"
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("a.tar", ""), ("a.tar.gz", "gz"), ("a.tar.xz", "xz"), ("a.tgz", "gz"), ("A.TBZ2", "bz2"), ("a.txz", "xz")],
+)
+def test_tar_members_in_their_order(tmp_path, name, kind) -> None:
+    path = tmp_path / name
     with tarfile.open(path, f"w:{kind}") as archive:
-        for name in ("b.txt", "a.txt"):
-            info = tarfile.TarInfo(name)
+        for member in ("b.txt", "a.txt"):
+            info = tarfile.TarInfo(member)
             info.size = len(TEXT)
             archive.addfile(info, io.BytesIO(TEXT))
     assert list(read(path, "*.txt").items()) == [(f"{path}!b.txt", TEXT), (f"{path}!a.txt", TEXT)]
     with pytest.raises(NotFound, match=r"no file in it"):
         read(path, "c.txt")
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(CorruptFile, match=r"a.tar"):
+    with pytest.raises(CorruptFile, match=name):
         read(path, "*")
+
+
+def test_archives_are_known_by_what_they_are(tmp_path) -> None:
+    for name, make in (("a.data", tarfile.open), ("b.data", zipfile.ZipFile)):
+        (tmp_path / "x.txt").write_bytes(TEXT)
+        with make(tmp_path / name, "w") as archive:
+            getattr(archive, "add" if make is tarfile.open else "write")(tmp_path / "x.txt", "x.txt")
+        assert read(tmp_path / name, "x.*") == {f"{tmp_path / name}!x.txt": TEXT}
+    with pytest.raises(InputError, match=r"x.txt is no archive .* leave !y out"):
+        read(tmp_path / "x.txt", "y")
+    with pytest.raises(NotFound, match=r"z.zip is not there"):
+        read(tmp_path / "z.zip", "y")
+
+
+@pytest.mark.parametrize("name", ["p.zip", "p.tgz", "p.tar.gz", "p.TAR"])
+def test_an_archive_needs_names_of_members(tmp_path, name) -> None:
+    (tmp_path / name).write_bytes(b"whatever")
+    with pytest.raises(InputError, match=rf"is an archive: name its members, as in {name}!\*.jsonl"):
+        read(tmp_path / name)
 
 
 def test_links_in_a_tar_are_not_followed(tmp_path) -> None:

@@ -3,10 +3,13 @@
 import json
 
 import pytest
+import tokenizers
 
 from qkv.errors import NotFound
+from qkv.inputs.text import Tokenizer
+from qkv.inputs.train import train_tokenizer
 from qkv.train import recipe
-from qkv.train.fingerprint import differences, digest, fingerprint
+from qkv.train.fingerprint import described, differences, digest, fingerprint
 from qkv.train.recipe import Data, File, HoldOut
 
 
@@ -57,6 +60,18 @@ def test_what_changed(root, change, words) -> None:
     assert one != other
     assert digest(one) != digest(other)
     assert differences(one, other)[: len(words)] == words
+
+
+@pytest.mark.filterwarnings("ignore:the texts gave")
+@pytest.mark.parametrize("role", ["eos", "bos", "pad", "unk", "sep", "cls", "mask"])
+def test_roles_of_special_tokens(role) -> None:
+    """Which stand in tokenizer_config.json."""
+    source = train_tokenizer(["a cat"], "wordpiece", 60).to_json()
+    one, other, same = (
+        Tokenizer(tokenizers.Tokenizer.from_str(source), **{role: token}) for token in ("[SEP]", "[CLS]", "[SEP]")
+    )
+    assert one.to_json() == other.to_json()
+    assert described(one) == described(same) != described(other)
 
 
 def test_content(root) -> None:

@@ -1,12 +1,14 @@
 """The module that is stepped: precision, forgetting of activations, blocks."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from qkv import spec
 from qkv.nn.stack import Transformer
-from qkv.train.learner import Learner, blocks, checkpoint_activations
+from qkv.train.learner import Learner, blocks, checkpoint_activations, compile_blocks
 from qkv.train.objective import Feed, Objective
 
 CAUSAL = spec.Attention(2, 2, mask=spec.Causal())
@@ -84,3 +86,17 @@ def test_blocks_are_found_in_both_stacks():
         spec.Model(vocab=11, dim=8, encoder=encoder, decoder=spec.Stack((both,), layers=3), head=spec.LMHead(tied=True))
     )
     assert len(blocks(model)) == 5
+
+
+def test_compiled_blocks_have_the_same_gradients_at_any_length(monkeypatch):
+    # the graphs alone: kernels take most of the time, and are torch's own
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    plain, compiled = learner(), learner()
+    compile_blocks(compiled.model)
+    for length in (3, 7):
+        own = Feed(ids := torch.arange(2 * length).view(2, length) % 11, ids[:, 1:], targets=1, tokens=2 * length)
+        for one in (plain, compiled):
+            one.eval().zero_grad()
+            one(own).backward()
+        for (name, p), q in zip(plain.model.named_parameters(), compiled.model.parameters(), strict=True):
+            assert torch.allclose(p.grad, q.grad, atol=1e-6), name

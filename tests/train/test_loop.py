@@ -146,3 +146,19 @@ def test_a_state_of_another_version(folder):
     assert State.from_json(state.to_json()) == state
     with pytest.raises(CorruptFile, match="another version of qkv"):
         State.from_json({"step": 3})
+
+
+def test_what_the_weights_are_worth():
+    state = State(step=1)
+    state.judge("loss", 2.0, min)
+    state.step = 2
+    state.judge("loss", 2.0, min)
+    assert (state.best, state.best_step, state.waited, state.evaluated) == (2.0, 1, 1, 2)
+    for patience, ended in ((1, True), (2, False), (None, False)):
+        state.wait(patience)
+        assert state.stopped_early is ended
+    state.step = 3
+    state.judge("loss", 1.0, min)
+    assert (state.best_step, state.waited, state.metric) == (3, 0, "loss")
+    state.forget_best()
+    assert state == State(step=3)

@@ -133,3 +133,7 @@ def test_a_missing_library_is_named(module: str, count: Any, package: str, monke
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(InputError, match=rf"{package}: pip install 'qkv\[train\]'"):
         count(["O"], ["O"])
+    names = {"seqeval": "span_f1", "sacrebleu": "chrf", "rouge-score": "rougeL"}
+    with pytest.raises(InputError, match=rf"{package}: pip"):
+        metrics.check_installed(["loss", names[package]])
+    metrics.check_installed(["loss", *(name for own, name in names.items() if own != package)])

@@ -7,11 +7,30 @@ import pytest
 from qkv.errors import ConfigError, InputError, NotFound
 from qkv.inputs.text import Tokenizer
 from qkv.train import prepare as module
+from qkv.train import records
 from qkv.train.parallel import ALONE
-from qkv.train.prepare import TOKENIZER, check_metrics, has_part, labels_of, prepare, problem_of, tokenizer_of
+from qkv.train.prepare import (
+    CHECKPOINTS,
+    TOKENIZER,
+    check_metrics,
+    has_part,
+    labels_of,
+    prepare,
+    problem_of,
+    texts_of,
+    tokenizer_of,
+)
+from qkv.train.recipe import ModelFrom
 from tests.train.tiny import recipe, write
 
 BPE = {"train": "bpe", "vocab": 300}
+WIDTHS = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 16}
+BERT = {"model_type": "bert", **WIDTHS, "max_position_embeddings": 32}
+DISTILBERT = {"model_type": "distilbert", "dim": 16, "n_heads": 2, "n_layers": 1, "hidden_dim": 16}
+
+
+def lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture
@@ -63,6 +82,7 @@ def test_a_tokenizer_is_whole_or_not_there(folder, monkeypatch):
 
 def test_a_text_that_the_tokenizer_cannot_say_is_named(folder):
     prepare(recipe(folder), folder, ALONE)
+    (folder / CHECKPOINTS / "step-00000001").mkdir(parents=True)
     with (folder / "train.jsonl").open("a") as file:
         file.write('{"text": "the okapi"}\n')
     with pytest.raises(InputError, match=r"train\.jsonl:41: the vocabulary has no 'okapi'"):
@@ -85,12 +105,12 @@ def test_parts(folder):
     assert [has_part(held, which) for which in ("train", "valid", "test")] == [True, False, True]
     found = prepare(held, folder, ALONE)
     assert found.test is not None
-    assert len(found.samples) + len(found.test().records) == 40
+    assert len(found.samples) + len(found.test.records) == 40
     limited = recipe(folder, data={"valid": "valid.jsonl"}, eval={"limit": 2})
     assert len(prepare(limited, folder, ALONE).evaluator.records) == 2
 
 
-@pytest.mark.parametrize("change", [{"every": 3}, {"best": "loss"}, {"patience": 1}, {"metrics": ["loss"]}])
+@pytest.mark.parametrize("change", [{"every": 3}, {"best": "loss"}, {"metrics": ["loss"]}])
 def test_what_evaluation_needs(folder, change):
     with pytest.raises(ConfigError, match=rf"eval\.{next(iter(change))} needs validation records"):
         check_metrics(recipe(folder, eval=change), None)
@@ -104,3 +124,96 @@ def test_labels_and_problem(folder):
     tags = recipe(folder, objective={"kind": "tag"})
     assert labels_of(tags, [{"words": ["a"], "tags": ["O"]}]) == ("O",)
     assert labels_of(recipe(folder), rows) is problem_of(recipe(folder)) is problem_of(tags) is None
+
+
+def test_samples_of_packing_are_others(folder):
+    plain = prepare(recipe(folder, batch={"length": 32}), folder, ALONE)
+    packed = prepare(recipe(folder, batch={"length": 32, "packing": "blocks"}), folder, ALONE)
+    assert set(plain.samples[0]) == {"ids", "learned"}
+    assert set(packed.samples[0]) == {"ids"}
+
+
+@pytest.mark.filterwarnings("ignore:the texts gave")
+def test_samples_of_a_model_without_segments_are_others(folder):
+    lines(folder / "train.jsonl", [{"text": "the cat", "label": "a"}, {"text": "a dog", "label": "b"}])
+    said = {"objective": {"kind": "classify"}, "tokenizer": {"train": "wordpiece", "vocab": 60}}
+    columns = []
+    for config in (BERT, {**DISTILBERT, "max_position_embeddings": 32}):
+        model = ModelFrom(config=config, new_head="classify")
+        tried = recipe(folder, **said).model_copy(update={"model": model})
+        columns.append(set(prepare(tried, folder, ALONE).samples[0]))
+    assert columns == [{"ids", "label", "segments"}, {"ids", "label"}]
+
+
+def test_a_bad_record_counts_once(folder):
+    """Whichever parts read its file, whether a tokenizer is trained, and whether samples are there already."""
+    bad = '{"text": "the \\ud800 cat"}\nnot JSON\n'
+    with (folder / "train.jsonl").open("a") as file:
+        file.write(bad)
+    said = {"hold_out": {"valid": 0.2, "test": 0.2}}
+    for out in ("first", "again"):
+        found = prepare(recipe(folder, data={**said, "skip_bad": 2}), folder / out, ALONE)
+        assert found.samples.counts["bad"] == 2
+        with pytest.raises(InputError, match=r"train\.jsonl:42: .*bad record number 2; data\.skip_bad is 1"):
+            prepare(recipe(folder, data={**said, "skip_bad": 1}), folder / out, ALONE)
+    with pytest.raises(InputError, match=r"train\.jsonl:42: .*bad record number 2; data\.skip_bad is 1"):
+        prepare(recipe(folder, data={**said, "skip_bad": 1}), folder / "new", ALONE)
+    assert len(list((folder / "cache" / "samples").iterdir())) == 1
+
+
+def test_samples_that_are_there_tell_of_their_bad_records(folder, capsys):
+    with (folder / "train.jsonl").open("a") as file:
+        file.write('{"text": ""}\n')
+    told = []
+    for _ in "ab":
+        prepare(recipe(folder, data={"skip_bad": 1}), folder, ALONE)
+        told.append(capsys.readouterr().err)
+    assert told[0] == told[1]
+    assert "train.jsonl:41: text must be a text" in told[0]
+    with pytest.raises(InputError, match=r"train\.jsonl:41: text must be a text"):
+        prepare(recipe(folder), folder, ALONE)
+
+
+def test_a_tokenizer_learns_what_is_read(folder):
+    rows = [{"text": "the cat", "second": "a dog", "label": "zebra"}, {"text": "a mat", "label": "okapi"}]
+    lines(folder / "train.jsonl", rows)
+    said = recipe(folder, objective={"kind": "classify"})
+    placed = [records.Placed(row, str(number)) for number, row in enumerate(rows)]
+    assert list(texts_of(said, placed, records.Bad())) == ["the cat", "a dog", "a mat"]
+    tags = recipe(folder, objective={"kind": "tag"})
+    words = [records.Placed({"words": ["a", "cat"], "tags": ["O", "B"]}, "1")]
+    assert list(texts_of(tags, words, records.Bad())) == ["a", "cat"]
+
+
+def test_a_text_that_no_tokenizer_can_learn_is_named(folder):
+    with (folder / "train.jsonl").open("a") as file:
+        file.write('{"text": "the \\ud800 cat"}\n')
+    with pytest.raises(InputError, match=r"^\S+train\.jsonl:41: the text has a lone surrogate, .* data\.skip_bad"):
+        prepare(recipe(folder), folder, ALONE)
+    assert not (folder / TOKENIZER).exists()
+
+
+def test_other_data_make_another_tokenizer_until_there_is_a_checkpoint(folder):
+    size = prepare(recipe(folder), folder, ALONE).model.spec.vocab
+    with (folder / "train.jsonl").open("a") as file:
+        file.write('{"text": "the okapi"}\n')
+    assert prepare(recipe(folder), folder, ALONE).model.spec.vocab == size + 1
+    (folder / CHECKPOINTS / "step-00000001").mkdir(parents=True)
+    write(folder)
+    assert prepare(recipe(folder), folder, ALONE).model.spec.vocab == size + 1
+
+
+def test_other_settings_make_another_tokenizer(folder):
+    long = {"on_long": "truncate"}
+    prepare(recipe(folder, objective=long, tokenizer=BPE), folder, ALONE)
+    other = prepare(recipe(folder, objective=long, tokenizer={**BPE, "vocab": 280}), folder, ALONE)
+    assert other.model.tokenizer.vocab_size == 280
+
+
+def test_a_file_of_two_parts_is_told(folder):
+    said = recipe(folder, data={"valid": ["valid.jsonl", "../" + folder.name + "/train.jsonl"], "test": "*.jsonl"})
+    notes = prepare(said, folder, ALONE).notes
+    named = [note.split(", ")[0].rsplit("/")[-1] for note in notes[1:]]
+    assert [note.split()[0] for note in notes[1:]] == ["data.valid", "data.test"]
+    assert named == ["train.jsonl", "train.jsonl"]
+    assert len(prepare(recipe(folder, data={"valid": "valid.jsonl"}), folder, ALONE).notes) == 1

@@ -8,7 +8,7 @@ import pytest
 
 import qkv
 from qkv import spec
-from qkv.errors import InputError, NotFound
+from qkv.errors import ConfigError, InputError, NotFound
 from qkv.families.family import find
 from qkv.inputs.train import train_tokenizer
 from qkv.train.preview import preview
@@ -77,5 +77,7 @@ def test_what_is_wrong_is_found_before_training(folder: Path) -> None:
         preview(recipe(folder, tokenizer={}))
     with pytest.raises(NotFound, match=r"other\.txt is not there"):
         preview(recipe(folder, data={"train": "other.txt", "root": str(folder)}))
+    with pytest.raises(ConfigError, match="warmup is 5 of 5 steps"):
+        preview(recipe(folder, train={"steps": 5, "schedule": {"warmup": 5}}))
     with pytest.raises(InputError, match=r"none of 40 training records gives anything to train on: .*batch\.length"):
         preview(recipe(folder, batch={"sequences": 4, "length": 2}))

@@ -33,6 +33,7 @@ def test_the_least_that_a_recipe_says():
     ("change", "says"),
     [
         ({"nonsense": 1}, "nonsense"),
+        ({"seed": -1}, "greater than or equal to 0"),
         ({"train": {"lr": -1}}, "greater than 0"),
         ({"train": {"lr": float("nan")}}, "finite|greater"),
         ({"train": {"steps": "many"}}, "integer"),
@@ -44,11 +45,54 @@ def test_the_least_that_a_recipe_says():
         ({"batch": {"packing": "blocks"}}, "packing needs a length"),
         ({"batch": {"sequences": None}}, "one of sequences"),
         ({"train": {"steps": None}}, "one of steps"),
+        ({"data": {"hold_out": {"by": ()}}}, "by names no field"),
     ],
 )
 def test_what_is_wrong(change, says):
     with pytest.raises(ValidationError, match=says):
         recipe(**change)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"tokenizer": {"from": "m", "vocab": 9}}, "vocab has no effect, .*leave vocab out, or say train"),
+        ({"tokenizer": {"lowercase": True}}, "lowercase has no effect, .*leave lowercase out"),
+        ({"data": {"format": "jsonl", "document": "file"}}, "document has no effect, .*format is 'jsonl': leave docu"),
+        ({"data": {"format": "text", "header": False}}, "header has no effect, .*leave header out"),
+        ({"train": {"schedule": {"kind": "cosine", "decay": 0.3}}}, 'kind is "cosine": leave decay out'),
+        ({"eval": {"patience": 2}}, "one evaluation, at the end: leave patience out, or say every"),
+        (
+            {"batch": {"packing": "blocks", "length": 9}, "objective": {"on_long": "drop"}},
+            "leave objective.on_long out, or say batch.packing",
+        ),
+    ],
+)
+def test_settings_without_effect_are_wrong(change, says):
+    with pytest.raises(ValidationError, match=says):
+        recipe(**change)
+
+
+def test_defaults_may_be_spelled_out():
+    said = recipe().model_dump(by_alias=True)
+    assert said["train"]["schedule"]["decay"] == 0.2
+    assert Recipe.model_validate(said) == recipe()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tokenizer": {"train": "bpe", "vocab": 9, "lowercase": True}},
+        {"data": {"document": "file", "header": False}},
+        {"data": {"format": "tsv", "header": False}},
+        {"train": {"schedule": {"kind": "wsd", "decay": 0.3}}},
+        {"eval": {"every": 5, "patience": 2}},
+        {"eval": {"best": "loss"}},
+        {"data": {"hold_out": {"valid": 0.1, "by": ("a", "b")}}},
+    ],
+)
+def test_settings_with_effect(change):
+    recipe(**change)
 
 
 @pytest.mark.parametrize("section", ["model", "train", "batch"])

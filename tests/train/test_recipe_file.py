@@ -214,7 +214,7 @@ recipes = both(
             ),
         }
     ),
-    maybe(seed=st.integers(), eval=maybe(every=st.none() | st.integers(1), metrics=st.none() | st.lists(text))),
+    maybe(seed=st.integers(0, 2**63), eval=maybe(every=st.none() | st.integers(1), metrics=st.none() | st.lists(text))),
 ).map(Recipe.model_validate)
 
 

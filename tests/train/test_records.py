@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from qkv.errors import ConfigError, CorruptFile, InputError, NotFound
 from qkv.train.recipe import Data, File, HoldOut
-from qkv.train.records import Bad, hub_name, part, read, sources
+from qkv.train.records import Bad, hub_name, part, read, sources, unheard
 
 
 def lines(path: Path, records) -> None:
@@ -289,3 +289,25 @@ def test_sources(tmp_path) -> None:
     (tmp_path / "a.zip").write_bytes(b"")
     (found,) = sources(File(path="a.zip!x/*", set={"a": 1}), Data(train="x"), tmp_path)
     assert (found.file, found.member, found.set) == (tmp_path / "a.zip", "x/*", {"a": 1})
+
+
+def test_a_place_is_bad_once() -> None:
+    told: list[str] = []
+    bad = Bad(1, told.append)
+    assert (bad.count, bad.first) == (0, "")
+    for why in ("no text", "no label"):
+        bad.report("a:1", why)
+    assert (bad.count, bad.first, told) == (1, "a:1: no text", ["skipped a:1: no text (1 of at most 1)"])
+    for _ in "ab":
+        with pytest.raises(InputError, match=r"^a:2: no text \(and it is bad record number 2; data.skip_bad is 1\)"):
+            bad.report("a:2", "no text")
+
+
+def test_parts_of_one_file_count_a_bad_line_once(tmp_path, capsys) -> None:
+    lines(tmp_path / "a.jsonl", [{"text": str(i)} if i != 7 else {"txt": "x"} for i in range(30)])
+    data, bad = Data(train="a.jsonl", hold_out=HoldOut(valid=0.3, test=0.3)), Bad(1)
+    assert sum(len(list(part(data, which, tmp_path, ("text",), bad))) for which in ("train", "valid", "test")) == 29
+    assert bad.count == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert len(list(part(data, "train", tmp_path, ("text",), unheard()))) > 1
+    assert capsys.readouterr().err == ""

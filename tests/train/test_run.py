@@ -10,6 +10,7 @@ import transformers
 import qkv
 from qkv.errors import ConfigError, CorruptFile, InputError, NotFound
 from qkv.train import checkpoint, log
+from qkv.train.evaluate import Evaluation, Evaluator
 from qkv.train.faults import NotFinite
 from qkv.train.run import CHECKPOINTS, train
 from qkv.train.schedule import factor
@@ -235,3 +236,61 @@ def test_a_spec_without_a_family_is_trained_and_told(tmp_path):
 def test_json_of_what_was_done(tmp_path):
     done = train(recipe(tmp_path, model={"config": {**GPT2, **DRY}}), tmp_path / "run")
     assert json.loads(json.dumps(done.to_dict()))["step"] == 8
+
+
+def test_the_test_records_are_looked_at_before_training_and_the_model_is_left_first(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    with pytest.raises(NotFound, match=r"nothere\.jsonl"):
+        train(recipe(tmp_path, data={"test": "nothere.jsonl"}), out)
+    assert not (out / CHECKPOINTS).exists()
+    said = recipe(tmp_path, train={"steps": 2}, data={"test": "valid.jsonl"})
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "run", lambda *_: (_ for _ in ()).throw(InputError("no room")))
+        with pytest.raises(InputError, match="no room"):
+            train(said, out)
+    assert qkv.load(out).spec.family == "gpt2"
+    assert train(said, out).values["test"]["loss"] > 0
+
+
+def test_a_best_step_whose_weights_are_not_there_is_forgotten(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    values = iter(range(1, 99))  # always worse
+    monkeypatch.setattr(Evaluator, "run", lambda *_: Evaluation({"loss": float(next(values))}, [], 0.0))
+    least = {"data": {"valid": "valid.jsonl"}, "save": {"every": 2, "keep": 1}}
+    train(recipe(tmp_path, train={"steps": 2}, eval={"every": 1}, **least), out)
+    done = train(recipe(tmp_path, train={"steps": 3}, eval={"every": 1, "best": "loss"}, **least), out,
+                 allow_changed=True)  # fmt: skip
+    assert done.best_step == 2, "judged again, since step 1 is gone"
+    notes = [line["text"] for line in log.read(out).notes]
+    assert any("step 1, so far the best by loss, is forgotten: " in note and "step 1" in note for note in notes)
+
+
+def test_another_metric_begins_anew(tmp_path):
+    out = tmp_path / "run"
+    least = {"data": {"valid": "valid.jsonl"}}
+    train(recipe(tmp_path, train={"steps": 2}, eval={"every": 1, "best": "loss"}, **least), out)
+    path = out / CHECKPOINTS / "step-00000002"
+    assert json.loads((path / "state.json").read_text())["loop"]["metric"] == "loss"
+    other = recipe(tmp_path, train={"steps": 3}, eval={"every": 1, "best": "perplexity"}, **least)
+    assert train(other, out, allow_changed=True).best_step in (2, 3)
+    notes = [line["text"] for line in log.read(out).notes]
+    assert any("so far the best by loss, is forgotten: perplexity decides now" in note for note in notes)
+
+
+def test_a_run_that_ended_early_goes_on_with_more_patience(tmp_path, monkeypatch):
+    values = iter(range(1, 99))
+    monkeypatch.setattr(Evaluator, "run", lambda *_: Evaluation({"loss": float(next(values))}, [], 0.0))
+    monkeypatch.setattr("qkv.train.run.gemm_peak", lambda *_: 1e9)
+    monkeypatch.setattr("qkv.train.export.curve.png", lambda *_: None)
+
+    def go(patience):
+        said = recipe(tmp_path, data={"valid": "valid.jsonl"}, eval={"every": 1, "patience": patience})
+        return train(said, tmp_path / "run", allow_changed=True).step
+
+    assert [go(1), go(3), go(2), go(99)] == [2, 4, 4, 8]
+
+
+def test_a_schedule_without_room_is_told_before_any_work(tmp_path):
+    (tmp_path / "train.jsonl").unlink()
+    with pytest.raises(ConfigError, match=r"inverse_sqrt .* say warmup"):
+        train(recipe(tmp_path, train={"schedule": {"kind": "inverse_sqrt"}}), tmp_path / "run")

@@ -10,8 +10,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import optimization as theirs
 
 from qkv.errors import ConfigError
-from qkv.train.recipe import Schedule
-from qkv.train.schedule import Progress, factor
+from qkv.train.recipe import Schedule, Train
+from qkv.train.schedule import Progress, check, factor
 
 TOTAL, WARMUP = 40, 7
 
@@ -74,8 +74,11 @@ def test_2017() -> None:
         assert factor(schedule, Progress(step, 200_000)) == pytest.approx(expected)
 
 
-KIND = st.sampled_from(["constant", "linear", "cosine", "inverse_sqrt", "wsd"])
-SHARES = st.builds(Schedule, kind=KIND, warmup=st.floats(0.01, 0.5), decay=st.floats(0, 0.5), floor=st.floats(0, 1))
+KIND = st.sampled_from(["constant", "linear", "cosine", "inverse_sqrt"])
+WARM = {"warmup": st.floats(0.01, 0.5), "floor": st.floats(0, 1)}
+SHARES = st.builds(Schedule, kind=KIND, **WARM) | st.builds(
+    Schedule, kind=st.just("wsd"), decay=st.floats(0, 0.5), **WARM
+)
 
 
 @given(SHARES, st.integers(0, 1200))
@@ -133,3 +136,25 @@ def test_what_makes_no_sense(settings: dict[str, Any], progress: Progress, named
 def test_shares_that_fill_the_run_survive_rounding() -> None:
     schedule = Schedule(kind="wsd", warmup=0.8, decay=0.2)
     assert [factor(schedule, Progress(step, 7)) for step in (6, 7)] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("said", "total", "what"),
+    [
+        ({"kind": "inverse_sqrt"}, 9, "say warmup"),
+        ({"kind": "inverse_sqrt"}, None, "say warmup"),
+        ({"kind": "cosine", "warmup": 9}, 9, "warmup is 9 of 9 steps"),
+        ({"kind": "wsd", "warmup": 5, "decay": 0.9}, 10, r"decay \(9\) exceed"),  # from the warm-up's end on
+    ],
+)
+def test_a_schedule_is_checked_for_the_whole_run(said: dict[str, Any], total: int | None, what: str) -> None:
+    train = Train.model_validate({"epochs": 1, "schedule": said})
+    with pytest.raises(ConfigError, match=what):
+        check(train, total)
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine", "inverse_sqrt", "wsd"])
+@pytest.mark.parametrize("warmup", [0.1, 3])
+@pytest.mark.parametrize("total", [None, 9])
+def test_a_schedule_with_room(kind: Any, warmup: float, total: int | None) -> None:
+    check(Train.model_validate({"minutes": 1, "schedule": {"kind": kind, "warmup": warmup}}), total)

@@ -116,10 +116,22 @@ def test_bad_records(tmp_path, capsys) -> None:
     shards = build(placed, encode, tmp_path / "s", PRINT, size=size, bad=Bad(3))
     assert [sample["ids"].tolist() for sample in shards] == [[1], [2], [4], [5]]
     assert shards.counts["bad"] == 3
+    assert shards.counts["records"] == len(placed) - 3  # those that are learned from
     assert capsys.readouterr().err.splitlines()[1] == "skipped a:3: it is bad (2 of at most 3)"
     with pytest.raises(InputError, match=r"^a:6: it is bad .*bad record number 3; data.skip_bad is 2"):
         build(placed, encode, tmp_path / "t", PRINT, size=size, bad=Bad(2))
     assert not (tmp_path / "t").exists()
+
+
+def test_bad_records_of_samples_that_are_there(tmp_path, capsys) -> None:
+    placed = [Placed({"texts": [[1]]}, "a:1"), Placed({"bad": 1}, "a:2"), Placed({"bad": 1}, "a:3")]
+    first = build(placed, encode, tmp_path / "s", PRINT, size=size, bad=Bad(2))
+    said = capsys.readouterr().err
+    assert first.bad == {"a:2": "it is bad", "a:3": "it is bad"}
+    build((), encode, tmp_path / "s", PRINT, size=size, bad=Bad(2))
+    assert capsys.readouterr().err == said
+    with pytest.raises(InputError, match=r"^a:3: it is bad .*bad record number 2; data.skip_bad is 1"):
+        build((), encode, tmp_path / "s", PRINT, size=size, bad=Bad(1))
 
 
 def test_no_sample_is_an_error(tmp_path) -> None:
