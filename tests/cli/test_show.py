@@ -64,9 +64,9 @@ def test_a_quantized_folder_says_how_it_is_stored(command: Command, folder: Path
     assert command("quantize", folder, "--out", small).code == 0
     kept = (small / "model.safetensors").stat().st_size
     ran = command("show", small)
-    assert "stored as   int4 in groups of 32: Q4_1 19.06 KiB, F32 640 bytes" in ran.out
+    assert "stored as   int4 in groups of 32: Q8_0 13.28 KiB, Q4_1 11.25 KiB, F32 640 bytes" in ran.out
     stored = command("show", small, "--json").json["stored_bytes"]
-    assert list(stored) == ["Q4_1", "F32"]
+    assert list(stored) == ["Q8_0", "Q4_1", "F32"]
     assert kept - 4096 < sum(stored.values()) < kept
     assert command("show", folder, "--json").json["stored_bytes"] == {}
     (small / "model.safetensors").unlink()

@@ -57,8 +57,8 @@ def test_a_quantized_folder_and_its_broken_scales(command: Command, folder: Path
     small = tmp_path / "small"
     assert command("quantize", folder, "--out", small).code == 0
     found = command("verify", small, "--json").json
-    assert (found["healthy"], found["tensors"]) == (True, {"Q4_1": 15, "F32": 5})
-    assert "15 Q4_1 matrices stay packed" in found["notes"][0]
+    assert (found["healthy"], found["tensors"]) == (True, {"Q4_1": 14, "Q8_0": 1, "F32": 5})
+    assert "14 Q4_1, 1 Q8_0 matrices stay packed" in found["notes"][0]
     tensors = load_file(small / "model.safetensors")
     tensors[UP][3, :2] = torch.tensor([float("nan")]).half().view(torch.uint8)
     save_file(tensors, small / "model.safetensors", metadata={"format": "pt"})

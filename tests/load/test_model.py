@@ -78,14 +78,16 @@ def test_loads_what_transformers_saved_and_saves_what_it_loads(tiny: Path, tmp_p
     with torch.no_grad():
         again = AutoModelForCausalLM.from_pretrained(tmp_path / "again")(IDS).logits
     torch.testing.assert_close(again, expected, atol=0, rtol=0)
-    torch.testing.assert_close(logits(tmp_path / "again"), ours(IDS), atol=0, rtol=0)
+    with torch.no_grad():  # with gradients a norm's last bit may be another
+        torch.testing.assert_close(logits(tmp_path / "again"), ours(IDS), atol=0, rtol=0)
 
 
 def test_shards(tiny: Path, tmp_path: Path) -> None:
     ours = qkv.load(tiny)
     qkv.save(ours, tmp_path / "shards", max_shard_bytes=20_000)
     assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 1
-    torch.testing.assert_close(logits(tmp_path / "shards"), ours(IDS), atol=0, rtol=0)
+    with torch.no_grad():
+        torch.testing.assert_close(logits(tmp_path / "shards"), ours(IDS), atol=0, rtol=0)
     AutoModelForCausalLM.from_pretrained(tmp_path / "shards")
     next((tmp_path / "shards").glob("model-*.safetensors")).unlink()
     with pytest.raises(NotFound, match="model-0000"):

@@ -97,7 +97,15 @@ def minutes(folder):
     (Path(folder) / f"steps-{rank}").write_text(str(done.step))
 
 
-def not_finite(folder):
+def not_finite_ddp(folder):
+    _not_finite(folder, "ddp")
+
+
+def not_finite_fsdp(folder):
+    _not_finite(folder, "fsdp")
+
+
+def _not_finite(folder, kind):
     """On one rank only: both say so, and none waits."""
     quietly()
     from qkv.train.causal import Causal
@@ -109,17 +117,15 @@ def not_finite(folder):
         return own(self, model, feed) * (float("nan") if rank == "1" and calls[0] > 2 else 1)
 
     Causal.loss = loss
-    for kind in ("ddp", "fsdp"):
-        calls[0] = 0
-        recipe = said(folder, train={"parallel": kind}, eval={"every": None}, save={"every": 1})
-        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"valid": ()})})
-        out = Path(folder) / f"nan-{kind}"
-        with pytest.raises(
-            NotFinite,
-            match=r"step 3: the loss is nan; batch 1 of 1 of rank 1 \(.*train.jsonl:\d.*the loss of them is not",
-        ):
-            train(recipe, out)
-        assert checkpoint.newest(out / CHECKPOINTS, print).step == 2
+    recipe = said(folder, train={"parallel": kind}, eval={"every": None}, save={"every": 1})
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"valid": ()})})
+    out = Path(folder) / f"nan-{kind}"
+    with pytest.raises(
+        NotFinite,
+        match=r"step 3: the loss is nan; batch 1 of 1 of rank 1 \(.*train.jsonl:\d.*the loss of them is not",
+    ):
+        train(recipe, out)
+    assert checkpoint.newest(out / CHECKPOINTS, print).step == 2
 
 
 def overflow(folder):
@@ -204,7 +210,7 @@ def _aside(out, name):
 
 
 def test_what_goes_wrong_on_one_rank_ends_all(folder):
-    ranks.run(__name__, [("adafactor", 2), ("not_finite", 2)], folder)
+    ranks.run(__name__, [("adafactor", 2), ("not_finite_ddp", 2), ("not_finite_fsdp", 2)], folder)
 
 
 def test_a_killed_rank_ends_the_others(folder):

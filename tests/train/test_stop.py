@@ -113,8 +113,8 @@ def test_several_processes_only_note_it():
 def test_a_stalled_wait_is_stopped():
     code = (
         "import queue\nfrom qkv.train.stop import Signals, Stopped\n"
-        "with Signals():\n    print('waiting', flush=True)\n"
-        "    try:\n        queue.Queue().get()\n    except Stopped as stopped:\n        print(stopped)\n"
+        "with Signals():\n    try:\n        print('waiting', flush=True)\n"
+        "        queue.Queue().get()\n    except Stopped as stopped:\n        print(stopped)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
