@@ -14,7 +14,6 @@ of 64 that overlap by one character.
 """
 
 import argparse
-import json
 import os
 import pickle
 import re
@@ -32,7 +31,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.machine import describe, quiet
+from bench.machine import describe, heading, keep, quiet
 from qkv.model import load
 from qkv.train.log import read
 
@@ -147,14 +146,12 @@ def main() -> None:
     result: dict[str, Any] = {"machine": describe(args.threads), "load": load_before, "goal": GOAL}
     result |= {"changes": args.overrides, "runs": runs}
     show(result)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    keep(result, args.json)
 
 
 def show(result: dict[str, Any]) -> None:
     """The table a person reads."""
-    print(", ".join(f"{k} {v}" for k, v in result["machine"].items()), f"load {result['load']:.2f}")
+    print(heading(result))
     middle = {
         name: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
         for name, runs in result["runs"].items()

@@ -14,7 +14,6 @@ GB/s: bytes of weights and cache that a decode step must read, by the time it to
 """
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -28,7 +27,7 @@ from typing import Any, NamedTuple
 from bench.cold import measure_cold
 from bench.decode_table import markdown, show
 from bench.engines import ENGINES, Ids, Run
-from bench.machine import Others, describe, pin, quiet, read_bandwidth, spread
+from bench.machine import Others, describe, keep, pin, quiet, read_bandwidth, spread
 from bench.worker import Worker
 from qkv import count, spec
 from qkv.load.describe import describe as described
@@ -208,9 +207,7 @@ def main() -> None:
     if "cold" in args.only:
         result["cold"] = measure_cold(args.model, str(source.gguf.path), args.threads, args.rounds, args.engines)
     show(result)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    keep(result, args.json)
     if args.markdown:
         args.markdown.write_text(markdown(result))
 

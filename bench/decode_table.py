@@ -4,13 +4,15 @@ import statistics
 from collections.abc import Iterator
 from typing import Any
 
+from bench.machine import heading
+
 ROWS = ("prefill", "decode")
 DISTURBED = 0.1  # cores that others took
 
 
 def show(result: dict[str, Any]) -> None:
     """Everything, on standard output."""
-    print(", ".join(f"{k} {v}" for k, v in result["machine"].items()) + f", load {result['load']:.2f}")
+    print(heading(result))
     if "read GB/s" in result:
         others = result["others' cores"]
         said = f"; others took {others['median']:.2f} cores (most: {others['max']:.2f})" if others else ""

@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.machine import describe, gemm_peak, pin, quiet, seconds, spread
+from bench.machine import describe, heading, keep, pin, quiet, seconds, spread
 from qkv import count
 from qkv.load.reference import resolve
 from qkv.model import load
 from qkv.tasks.embed import BUDGET, Embeddings, embed
+from qkv.train.peak import gemm_peak
 
 ROOT = Path(__file__).parents[1]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -102,7 +103,7 @@ def main() -> None:
     pin(args.threads)
     load_before = quiet()
     path, texts = str(resolve(args.model).path), read_texts(args.texts, args.count)
-    best = {f"{d} GFLOP/s": gemm_peak(DTYPES[d]) for d in args.dtypes}
+    best = {f"{d} GFLOP/s": gemm_peak(DTYPES[d]) / 1e9 for d in args.dtypes}
     engines: dict[str, Engine] = {}
     for d in dict.fromkeys(["float32", *args.dtypes]):  # float32 is what all are compared with
         engines[f"qkv {d}"] = qkv_engine(path, DTYPES[d], args.budget)
@@ -114,15 +115,13 @@ def main() -> None:
     result |= {"budget": args.budget, "batch size": args.batch_size, "FLOP a token": flops}
     result |= {"cosine": cosines(engines, texts), "tok/s": measure(engines, texts, done.tokens, args.rounds)}
     show(result)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    keep(result, args.json)
 
 
 def show(result: dict[str, Any]) -> None:
     """The table a person reads."""
     size, rates = result["size"], result["tok/s"]
-    print(", ".join(f"{k} {v}" for k, v in result["machine"].items()), f"load {result['load']:.2f}")
+    print(heading(result))
     print("at best:", ", ".join(f"{v:.0f} {k}" for k, v in result["best"].items()))
     print("{texts:,} texts, {tokens:,} tokens, {cut:,} cut at {limit}".format(**size))
     for name, rate in rates.items():

@@ -26,7 +26,7 @@ from typing import Any
 
 from torch.utils.data import Sampler
 
-from bench.machine import describe, pin, quiet
+from bench.machine import describe, heading, keep, pin, quiet
 from bench.recipes import DATA, load
 
 METRIC = {"sentiment": "accuracy", "ner": "span_f1", "qa": "f1"}
@@ -208,14 +208,12 @@ def main() -> None:
     result: dict[str, Any] = {"machine": describe(args.threads), "load": load_before, **said, "changes": args.overrides}
     result["runs"] = runs
     show(result)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    keep(result, args.json)
 
 
 def show(result: dict[str, Any]) -> None:
     """The table a person reads."""
-    print(", ".join(f"{k} {v}" for k, v in result["machine"].items()), f"load {result['load']:.2f}")
+    print(heading(result))
     print(f"{result['task']}: {result['metric']}, per cent; the Trainer's batches: {result['order']}")
     means, times = {}, {}
     for engine, runs in result["runs"].items():

@@ -6,6 +6,7 @@ Torch is imported where it is needed, so that a process which measures another l
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import platform
 import statistics
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 
 def describe(threads: int) -> dict[str, Any]:
@@ -127,9 +128,13 @@ def read_bandwidth() -> float:
     return block.nbytes / min(seconds(block.sum) for _ in range(7)) / 1e9
 
 
-def gemm_peak(dtype: torch.dtype) -> float:
-    """GFLOP/s of a square product of 2,048: the best of seven."""
-    import torch
+def heading(result: dict[str, Any]) -> str:
+    """The machine and its load, above a table."""
+    return ", ".join(f"{key} {value}" for key, value in result["machine"].items()) + f", load {result['load']:.2f}"
 
-    a, b = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
-    return 2 * 2048**3 / min(seconds(lambda: a @ b) for _ in range(7)) / 1e9
+
+def keep(result: dict[str, Any], path: Path | None) -> None:
+    """Write the figures, if a file was named (`--json`)."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")

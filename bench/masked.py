@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.machine import describe, quiet
+from bench.machine import describe, heading, keep, quiet
 from bench.recipes import DATA, RECIPES, merged
 
 Values = dict[str, float]
@@ -143,14 +143,12 @@ def main() -> None:
     said = {"what": args.what, "changes": args.overrides}
     result = {"machine": describe(args.threads), "load": load_before, **said, "runs": found}
     show(result)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    keep(result, args.json)
 
 
 def show(result: dict[str, Any]) -> None:
     """The table a person reads."""
-    print(", ".join(f"{k} {v}" for k, v in result["machine"].items()), f"load {result['load']:.2f}")
+    print(heading(result))
     sides: Table = result["runs"]
     for metric in next(iter(sides.values()))[0]:
         means = []

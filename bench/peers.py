@@ -8,7 +8,6 @@ must compute; both beside what the same threads reach at best (a plain sum, a pl
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from collections import defaultdict
@@ -18,10 +17,11 @@ from typing import Any
 
 import torch
 
-from bench.machine import describe, gemm_peak, pin, quiet, read_bandwidth, seconds, spread
+from bench.machine import describe, heading, keep, pin, quiet, read_bandwidth, seconds, spread
 from qkv import count
 from qkv.load.reference import resolve
 from qkv.model import Model, load
+from qkv.train.peak import gemm_peak
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LOADS = {
@@ -124,7 +124,7 @@ def main() -> None:
     pin(args.threads)
     load_before = quiet()
     path = str(resolve(args.model).path)
-    best = {"read GB/s": read_bandwidth(), **{f"{d} GFLOP/s": gemm_peak(t) for d, t in DTYPES.items()}}
+    best = {"read GB/s": read_bandwidth(), **{f"{d} GFLOP/s": gemm_peak(t) / 1e9 for d, t in DTYPES.items()}}
     result: dict[str, Any] = {"machine": describe(args.threads), "load": load_before, "best": best}
     result["load seconds"] = load_times(path, args.rounds)
     makers: dict[str, Callable[[str, torch.dtype], Any]] = {"qkv": Qkv, "transformers": Transformers}
@@ -133,15 +133,13 @@ def main() -> None:
     with torch.no_grad():
         result |= measure(engines, args.lengths, args.tokens, args.rounds, spec.vocab)
     show(result, spec, args.lengths, args.tokens)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    keep(result, args.json)
 
 
 def show(result: dict[str, Any], spec: Any, lengths: list[int], tokens: int) -> None:
     """The table a person reads."""
     best, rates = result["best"], result["rates"]
-    print(", ".join(f"{k} {v}" for k, v in result["machine"].items()), f"load {result['load']:.2f}")
+    print(heading(result))
     print("at best:", ", ".join(f"{v:.0f} {k}" for k, v in best.items()))
     for name, t in result["load seconds"].items():
         print(f"load {name:24} {t['median']:7.2f} s (best {t['min']:.2f})")

@@ -13,7 +13,6 @@ than the error of a perplexity.
 
 import argparse
 import gzip
-import json
 import math
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.machine import describe, pin
+from bench.machine import describe, keep, pin
 from bench.requantize import TYPES, matrices, requantize
 from qkv.generate.step import Reader, new_cache
 from qkv.load.gguf import read_gguf
@@ -133,10 +132,7 @@ def main() -> None:
             held = "yes" if abs(of["ratio"] - 1) <= LIMIT else "NO"
             said = f"{of['plain']:9.4f} {of['packed']:9.4f} {of['ratio']:9.5f} {of['error']:8.5f}"
             print(f"{name:34} {rows:4} {said}  {held}", flush=True)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        result = {"machine": describe(args.threads), "text": args.text.name, "length": args.length, "models": found}
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    keep({"machine": describe(args.threads), "text": args.text.name, "length": args.length, "models": found}, args.json)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.machine import Others, describe, gemm_peak, memory, pin, quiet
+from bench.machine import Others, describe, heading, keep, memory, pin, quiet
+from qkv.train.peak import gemm_peak
 
 SEQUENCES, LENGTH = 16, 256
 CONFIG = {
@@ -192,9 +193,7 @@ def main() -> None:
     result = {"machine": describe(args.threads), "load": load_before, "cores of others": taken}
     result |= peaks(args.threads) | {"engines": {worker.name: worker.figures() for worker in workers}}
     show(result)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    keep(result, args.json)
 
 
 def peaks(threads: int) -> dict[str, Any]:
@@ -206,13 +205,13 @@ def peaks(threads: int) -> dict[str, Any]:
 
     pin(threads)
     spec = find("llama").spec({"model_type": "llama", **CONFIG})
-    best = {kind: gemm_peak(getattr(torch, kind)) for kind in ("float32", "bfloat16")}
+    best = {kind: gemm_peak(getattr(torch, kind)) / 1e9 for kind in ("float32", "bfloat16")}
     return {"FLOP a token": 3 * count.flops_per_token(spec, LENGTH // 2), "best GFLOP/s": best}
 
 
 def show(result: dict[str, Any]) -> None:
     """The table a person reads."""
-    print(", ".join(f"{k} {v}" for k, v in result["machine"].items()), f"load {result['load']:.2f}")
+    print(heading(result))
     print(f"other processes took {result['cores of others']:.2f} cores meanwhile")
     print("at best:", ", ".join(f"{v:.0f} GFLOP/s in {k}" for k, v in result["best GFLOP/s"].items()))
     engines = result["engines"]

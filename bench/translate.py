@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.machine import describe, pin, quiet
+from bench.machine import describe, heading, keep, pin, quiet
 from bench.recipes import DATA, load
 
 EVERY = 100  # steps between two lines
@@ -198,14 +198,12 @@ def main() -> None:
         found = measure(args, args.run or Path(folder) / "translate")
     result = {"machine": describe(args.threads), "load": load_before, "changes": args.overrides, **found}
     show(result)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    keep(result, args.json)
 
 
 def show(result: dict[str, Any]) -> None:
     """The table a person reads."""
-    print(", ".join(f"{k} {v}" for k, v in result["machine"].items()), f"load {result['load']:.2f}")
+    print(heading(result))
     ours, theirs = result["qkv"], result["transformers"]
     for name, one in (("qkv", ours), ("transformers", theirs)):
         rate = one["tokens"] / one["seconds"]

@@ -55,7 +55,7 @@ def shape(
 ) -> spec.Model:
     """The spec of fresh weights; arguments as `begin`'s. ConfigError: a config that its family doesn't
     understand, no vocabulary."""
-    vocab = {} if tokenizer is None else {"vocab_size": tokenizer.vocab_size, **_config_ids(tokenizer)}
+    vocab = {} if tokenizer is None else {"vocab_size": tokenizer.vocab_size, **_token_ids(tokenizer)}
     if said.spec is not None:
         own = {"vocab": vocab["vocab_size"], **said.spec} if vocab else said.spec
         made = from_dict({"kind": "Model", **own})
@@ -116,12 +116,9 @@ def with_weights(model: Model, shape: spec.Model, weights: Mapping[str, Tensor])
 
 
 def _token_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """Where texts begin and end, for generating."""
-    return {} if tokenizer is None else _config_ids(tokenizer)
-
-
-def _config_ids(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The tokenizer's ids by a config's names for them."""
+    """Where texts begin and end, by a config's names for it."""
+    if tokenizer is None:
+        return {}
     ids = {"bos": tokenizer.bos, "eos": tokenizer.eos[0] if tokenizer.eos else None, "pad": tokenizer.pad}
     return {f"{role}_token_id": ids[role] for role in _ROLES if ids[role] is not None}
 

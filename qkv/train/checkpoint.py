@@ -30,6 +30,14 @@ from qkv.train.slices import Slice, Slices, Stamp, slice_of, write_bytes, write_
 Held = Mapping[str, Mapping[str, Slice]]  # by stem and name
 
 
+CHECKPOINTS = "checkpoints"  # their folder, in a run's own
+
+
+def begun(out: Path) -> bool:
+    """Whether a run's folder holds checkpoints."""
+    return any((out / CHECKPOINTS).glob("step-*"))
+
+
 class Unsaved(QkvError):
     """A checkpoint couldn't be written. Those before it are as they were, and nothing half is left."""
 

@@ -13,10 +13,11 @@ from qkv.train import records
 from qkv.train.begin import changed, shape
 from qkv.train.objective import OBJECTIVES, Objective
 from qkv.train.objectives import make
-from qkv.train.prepare import labels_of, problem_of, texts_of, tokenizer_of, trained_tokenizer
+from qkv.train.prepare import labels_of, problem_of
 from qkv.train.recipe import Recipe
 from qkv.train.schedule import check
 from qkv.train.survey import Drawn, Survey, draw, survey
+from qkv.train.vocabulary import texts_of, tokenizer_of, trained_tokenizer
 
 _DRAWN = 2000  # records that are looked at
 

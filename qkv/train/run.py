@@ -13,13 +13,12 @@ from qkv.model import Model
 from qkv.train import card, checkpoint, export, parallel, recipe_file
 from qkv.train.begin import with_weights
 from qkv.train.build import build, facts
-from qkv.train.checkpoint import Checkpoint
+from qkv.train.checkpoint import CHECKPOINTS, Checkpoint, begun
 from qkv.train.evaluate import Evaluation, Evaluator
 from qkv.train.lock import Lock
 from qkv.train.loop import Due, Loop, State
 from qkv.train.peak import gemm_peak
-from qkv.train.prepare import CHECKPOINTS as CHECKPOINTS
-from qkv.train.prepare import begun, check_metrics, prepare
+from qkv.train.prepare import check_metrics, prepare
 from qkv.train.recipe import Recipe
 from qkv.train.schedule import check
 from qkv.train.screen import tell

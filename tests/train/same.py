@@ -3,7 +3,7 @@
 import torch
 
 from qkv.train import checkpoint, log
-from qkv.train.run import CHECKPOINTS
+from qkv.train.checkpoint import CHECKPOINTS
 
 
 def held(out, step):

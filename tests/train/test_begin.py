@@ -11,6 +11,7 @@ from qkv.inputs.train import train_tokenizer
 from qkv.nn.stack import Transformer
 from qkv.train.begin import begin, shape, with_dropout
 from qkv.train.recipe import ModelFrom
+from tests.train.tiny import SPEC
 
 GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_head": 2, "n_layer": 2, "n_positions": 32}
 
@@ -45,17 +46,10 @@ def test_a_vocabulary_that_is_too_small(tokenizer):
 
 
 def test_a_spec(tokenizer):
-    block = {
-        "kind": "Block",
-        "mixer": {"kind": "Attention", "heads": 2, "kv_heads": 2, "mask": {"kind": "Causal"}},
-        "mlp": {"kind": "Plain", "width": 32, "activation": "gelu"},
-        "norm": {"kind": "RMS", "eps": 1e-5},
-    }
-    own = {"dim": 16, "decoder": {"kind": "Stack", "blocks": [block], "layers": 2}, "head": {"kind": "LMHead"}}
-    made = shape(said(spec=own), tokenizer, None)
+    made = shape(said(spec=SPEC), tokenizer, None)
     assert (made.vocab, made.dim) == (tokenizer.vocab_size, 16)
     with pytest.raises(ConfigError, match="a spec names its own head"):
-        shape(said(spec=own, new_head="classify"), tokenizer, ["a", "b"])
+        shape(said(spec=SPEC, new_head="classify"), tokenizer, ["a", "b"])
 
 
 def test_a_new_head_of_a_config(tokenizer):

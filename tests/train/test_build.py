@@ -6,17 +6,11 @@ import torch
 from qkv.errors import ConfigError, InputError
 from qkv.train import checkpoint
 from qkv.train.build import build, facts
+from qkv.train.checkpoint import CHECKPOINTS
 from qkv.train.loop import State
 from qkv.train.parallel import ALONE
-from qkv.train.prepare import CHECKPOINTS, prepare
-from tests.train.tiny import recipe, write
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr("qkv.train.prepare.cache_root", lambda: tmp_path / "cache")
-    write(tmp_path)
-    return tmp_path
+from qkv.train.prepare import prepare
+from tests.train.tiny import recipe
 
 
 def built(folder, **changes):

@@ -11,7 +11,7 @@ import pytest
 
 from qkv.cli.train import STOPPED
 from qkv.train import checkpoint, log, recipe_file
-from qkv.train.run import CHECKPOINTS
+from qkv.train.checkpoint import CHECKPOINTS
 from tests.train import tiny
 from tests.train.forks import Run, at_call, helper, reached, wait_for
 from tests.train.same import assert_same, held, losses

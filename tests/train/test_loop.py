@@ -9,9 +9,10 @@ from qkv.errors import CorruptFile
 from qkv.train import checkpoint, log
 from qkv.train import run as runs
 from qkv.train.causal import Causal
+from qkv.train.checkpoint import CHECKPOINTS
 from qkv.train.faults import NotFinite
 from qkv.train.loop import State
-from qkv.train.run import CHECKPOINTS, train
+from qkv.train.run import train
 from tests.train.same import assert_same, held
 from tests.train.tiny import recipe, write
 

@@ -23,6 +23,12 @@ def ranks(sizes, batch, seed, world, epoch=0, **more):
     return [Order(np.array(sizes), batch, seed, rank=r, world=world, **more).epoch(epoch) for r in range(world)]
 
 
+def fair(drawn):
+    """All ranks have as many batches; how often each sample is in one."""
+    assert len({len(batches) for batches in drawn}) == 1
+    return Counter(i for batches in drawn for batch in batches for i in batch)
+
+
 def streams(sizes, blocks):
     """The tokens of blocks as (sample, place)."""
     return [(piece.sample, at) for block in blocks for piece in block for at in range(piece.start, piece.stop)]
@@ -33,9 +39,8 @@ def test_by_sequences(sizes, seed, epoch, world, each, shuffle) -> None:
     if len(sizes) < world:
         return
     drawn = ranks(sizes, BatchOf(sequences=each), seed, world, epoch, shuffle=shuffle)
-    assert len({len(batches) for batches in drawn}) == 1
+    seen = fair(drawn)
     assert all(1 <= len(batch) <= each for batches in drawn for batch in batches)
-    seen = Counter(i for batches in drawn for batch in batches for i in batch)
     left = len(sizes) % world if each == 1 else 0
     assert set(seen.values()) == {1}
     assert len(sizes) - len(seen) == left or each > 1
@@ -46,9 +51,8 @@ def test_by_tokens(sizes, seed, epoch, world, tokens, shuffle) -> None:
     if len(sizes) < world:
         return
     drawn = ranks(sizes, BatchOf(tokens=tokens), seed, world, epoch, shuffle=shuffle)
-    assert len({len(batches) for batches in drawn}) == 1
+    seen = fair(drawn)
     assert all(batch and sum(sizes[i] for i in batch) <= tokens for batches in drawn for batch in batches)
-    seen = Counter(i for batches in drawn for batch in batches for i in batch)
     assert set(seen.values()) == {1}
     if world == 1:
         assert len(seen) == len(sizes)

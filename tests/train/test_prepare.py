@@ -5,39 +5,15 @@ import json
 import pytest
 
 from qkv.errors import ConfigError, InputError, NotFound
-from qkv.inputs.text import Tokenizer
-from qkv.train import prepare as module
-from qkv.train import records
+from qkv.train.checkpoint import CHECKPOINTS
 from qkv.train.parallel import ALONE
-from qkv.train.prepare import (
-    CHECKPOINTS,
-    TOKENIZER,
-    check_metrics,
-    has_part,
-    labels_of,
-    prepare,
-    problem_of,
-    texts_of,
-    tokenizer_of,
-)
+from qkv.train.prepare import check_metrics, has_part, labels_of, prepare, problem_of
 from qkv.train.recipe import ModelFrom
-from tests.train.tiny import recipe, write
+from tests.train.tiny import recipe, rows_of, write
 
-BPE = {"train": "bpe", "vocab": 300}
 WIDTHS = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 16}
 BERT = {"model_type": "bert", **WIDTHS, "max_position_embeddings": 32}
 DISTILBERT = {"model_type": "distilbert", "dim": 16, "n_heads": 2, "n_layers": 1, "hidden_dim": 16}
-
-
-def lines(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr("qkv.train.prepare.cache_root", lambda: tmp_path / "cache")
-    write(tmp_path)
-    return tmp_path
 
 
 def test_samples_are_made_once(folder, monkeypatch):
@@ -60,26 +36,6 @@ def test_a_shard_that_is_gone_is_named(folder):
     assert len(prepare(recipe(folder), folder, ALONE).samples) == 40
 
 
-def test_a_tokenizer_is_whole_or_not_there(folder, monkeypatch):
-    own = Tokenizer.save
-
-    def killed(self, path, **options):
-        own(self, path, **options)
-        (path / "tokenizer_config.json").unlink()
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Tokenizer, "save", killed)
-        with pytest.raises(KeyboardInterrupt):
-            prepare(recipe(folder, tokenizer=BPE), folder, ALONE)
-    assert not (folder / TOKENIZER).exists()
-    found = prepare(recipe(folder, tokenizer=BPE), folder, ALONE)
-    assert found.model.tokenizer.eos
-    assert tokenizer_of(recipe(folder, tokenizer=BPE), folder / TOKENIZER).eos == found.model.tokenizer.eos
-    monkeypatch.setattr(module, "trained_tokenizer", None)
-    prepare(recipe(folder, tokenizer=BPE), folder, ALONE)  # it isn't trained again
-
-
 def test_a_text_that_the_tokenizer_cannot_say_is_named(folder):
     prepare(recipe(folder), folder, ALONE)
     (folder / CHECKPOINTS / "step-00000001").mkdir(parents=True)
@@ -91,11 +47,6 @@ def test_a_text_that_the_tokenizer_cannot_say_is_named(folder):
     (folder / "valid.jsonl").write_text('{"text": "the okapi"}\n')
     with pytest.raises(InputError, match=r"valid\.jsonl:1: the vocabulary has no 'okapi'"):
         prepare(recipe(folder, data={"valid": "valid.jsonl"}), folder, ALONE)
-
-
-def test_no_tokenizer(folder):
-    with pytest.raises(InputError, match=r"tokenizer\.from"):
-        prepare(recipe(folder, tokenizer={"train": None}), folder, ALONE)
 
 
 def test_parts(folder):
@@ -135,7 +86,7 @@ def test_samples_of_packing_are_others(folder):
 
 @pytest.mark.filterwarnings("ignore:the texts gave")
 def test_samples_of_a_model_without_segments_are_others(folder):
-    lines(folder / "train.jsonl", [{"text": "the cat", "label": "a"}, {"text": "a dog", "label": "b"}])
+    rows_of(folder / "train.jsonl", [{"text": "the cat", "label": "a"}, {"text": "a dog", "label": "b"}])
     said = {"objective": {"kind": "classify"}, "tokenizer": {"train": "wordpiece", "vocab": 60}}
     columns = []
     for config in (BERT, {**DISTILBERT, "max_position_embeddings": 32}):
@@ -172,42 +123,6 @@ def test_samples_that_are_there_tell_of_their_bad_records(folder, capsys):
     assert "train.jsonl:41: text must be a text" in told[0]
     with pytest.raises(InputError, match=r"train\.jsonl:41: text must be a text"):
         prepare(recipe(folder), folder, ALONE)
-
-
-def test_a_tokenizer_learns_what_is_read(folder):
-    rows = [{"text": "the cat", "second": "a dog", "label": "zebra"}, {"text": "a mat", "label": "okapi"}]
-    lines(folder / "train.jsonl", rows)
-    said = recipe(folder, objective={"kind": "classify"})
-    placed = [records.Placed(row, str(number)) for number, row in enumerate(rows)]
-    assert list(texts_of(said, placed, records.Bad())) == ["the cat", "a dog", "a mat"]
-    tags = recipe(folder, objective={"kind": "tag"})
-    words = [records.Placed({"words": ["a", "cat"], "tags": ["O", "B"]}, "1")]
-    assert list(texts_of(tags, words, records.Bad())) == ["a", "cat"]
-
-
-def test_a_text_that_no_tokenizer_can_learn_is_named(folder):
-    with (folder / "train.jsonl").open("a") as file:
-        file.write('{"text": "the \\ud800 cat"}\n')
-    with pytest.raises(InputError, match=r"^\S+train\.jsonl:41: the text has a lone surrogate, .* data\.skip_bad"):
-        prepare(recipe(folder), folder, ALONE)
-    assert not (folder / TOKENIZER).exists()
-
-
-def test_other_data_make_another_tokenizer_until_there_is_a_checkpoint(folder):
-    size = prepare(recipe(folder), folder, ALONE).model.spec.vocab
-    with (folder / "train.jsonl").open("a") as file:
-        file.write('{"text": "the okapi"}\n')
-    assert prepare(recipe(folder), folder, ALONE).model.spec.vocab == size + 1
-    (folder / CHECKPOINTS / "step-00000001").mkdir(parents=True)
-    write(folder)
-    assert prepare(recipe(folder), folder, ALONE).model.spec.vocab == size + 1
-
-
-def test_other_settings_make_another_tokenizer(folder):
-    long = {"on_long": "truncate"}
-    prepare(recipe(folder, objective=long, tokenizer=BPE), folder, ALONE)
-    other = prepare(recipe(folder, objective=long, tokenizer={**BPE, "vocab": 280}), folder, ALONE)
-    assert other.model.tokenizer.vocab_size == 280
 
 
 def test_a_file_of_two_parts_is_told(folder):

@@ -10,11 +10,13 @@ import transformers
 import qkv
 from qkv.errors import ConfigError, CorruptFile, InputError, NotFound
 from qkv.train import checkpoint, log
+from qkv.train.checkpoint import CHECKPOINTS
 from qkv.train.evaluate import Evaluation, Evaluator
 from qkv.train.faults import NotFinite
-from qkv.train.run import CHECKPOINTS, train
+from qkv.train.run import train
 from qkv.train.schedule import factor
-from tests.train.tiny import DRY, GPT2, recipe, texts, write
+from tests.train.same import assert_same, held, losses
+from tests.train.tiny import DRY, GPT2, SPEC, recipe, texts, write
 
 CASES = {
     "plain": {},
@@ -40,28 +42,6 @@ CASES = {
 def cache(tmp_path, monkeypatch):
     monkeypatch.setattr("qkv.train.prepare.cache_root", lambda: tmp_path / "cache")
     write(tmp_path)
-
-
-def held(out, step):
-    """What a checkpoint holds, bit for bit; without how long it took."""
-    found = checkpoint.at(out / CHECKPOINTS, step)
-    tensors = {f"{stem}/{name}": t.clone() for stem in found.stems for name, t in found.read(stem).items()}
-    state = {**found.state, "loop": {**found.state["loop"], "seconds": 0}}
-    return tensors, state
-
-
-def assert_same(a, b):
-    (tensors, state), (others, other_state) = a, b
-    assert state == other_state
-    assert tensors.keys() == others.keys()
-    for name, tensor in tensors.items():
-        assert tensor.dtype == others[name].dtype
-        assert torch.equal(tensor.view(torch.uint8) if tensor.ndim else tensor, others[name].view(torch.uint8)
-                           if tensor.ndim else others[name]), name  # fmt: skip
-
-
-def losses(out):
-    return {line["step"]: (line["loss"], line["grad_norm"], line["lr"], line["tokens"]) for line in log.read(out).steps}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -220,14 +200,7 @@ def test_a_bad_record_is_named(tmp_path):
 
 
 def test_a_spec_without_a_family_is_trained_and_told(tmp_path):
-    block = {
-        "kind": "Block",
-        "mixer": {"kind": "Attention", "heads": 2, "kv_heads": 2, "mask": {"kind": "Causal"}},
-        "mlp": {"kind": "Plain", "width": 32, "activation": "relu2"},
-        "norm": {"kind": "RMS", "eps": 1e-5},
-    }
-    own = {"dim": 16, "decoder": {"kind": "Stack", "blocks": [block], "layers": 2}, "head": {"kind": "LMHead"}}
-    done = train(recipe(tmp_path, model={"spec": own}), tmp_path / "run")
+    done = train(recipe(tmp_path, model={"spec": SPEC}), tmp_path / "run")
     assert done.step == 8
     notes = [line["text"] for line in log.read(tmp_path / "run").notes]
     assert any("no model is left beside the checkpoints" in note for note in notes)

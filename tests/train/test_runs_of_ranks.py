@@ -16,8 +16,9 @@ import qkv
 from qkv.errors import ConfigError, InputError
 from qkv.train import checkpoint, log, recipe_file
 from qkv.train import run as runs
+from qkv.train.checkpoint import CHECKPOINTS
 from qkv.train.faults import NotFinite
-from qkv.train.run import CHECKPOINTS, train
+from qkv.train.run import train
 from tests.train import ranks, tiny
 from tests.train.same import assert_same, held, losses
 

@@ -27,6 +27,13 @@ WORDS = [
     "small",
 ]
 GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_head": 2, "n_layer": 2, "n_positions": 32}
+_BLOCK = {
+    "kind": "Block",
+    "mixer": {"kind": "Attention", "heads": 2, "kv_heads": 2, "mask": {"kind": "Causal"}},
+    "mlp": {"kind": "Plain", "width": 32, "activation": "relu2"},
+    "norm": {"kind": "RMS", "eps": 1e-5},
+}
+SPEC = {"dim": 16, "decoder": {"kind": "Stack", "blocks": [_BLOCK], "layers": 2}, "head": {"kind": "LMHead"}}
 DRY = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
 
 
@@ -37,11 +44,15 @@ def texts(count: int, seed: int = 0) -> list[str]:
     return [" ".join(WORDS[(start + i) % len(WORDS)] for i in range(length)) for start, length in starts]
 
 
+def rows_of(path: Path, rows: list[dict[str, Any]]) -> None:
+    """A file of JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
 def write(folder: Path, count: int = 40) -> None:
     """train.jsonl and valid.jsonl."""
     for name, seed, lines in (("train", 0, count), ("valid", 1, 6)):
-        rows = [json.dumps({"text": text}) for text in texts(lines, seed)]
-        (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+        rows_of(folder / f"{name}.jsonl", [{"text": text} for text in texts(lines, seed)])
 
 
 def recipe(folder: Path, **changes: Any) -> Recipe:
