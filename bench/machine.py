@@ -94,17 +94,17 @@ def memory(pid: int | str = "self") -> dict[str, float]:
     return {name: int(lines[key].split()[0]) / 1024 for name, key in names.items() if key in lines}
 
 
-def pin_process(threads: int) -> None:
-    """This process to its first `threads` processors."""
+def pin_process(threads: int, first: int = 0) -> None:
+    """This process to `threads` of its processors, from the `first` on."""
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[first : first + threads])
 
 
-def pin(threads: int) -> None:
+def pin(threads: int, first: int = 0) -> None:
     """As pin_process, and torch to as many threads."""
     import torch
 
-    pin_process(threads)
+    pin_process(threads, first)
     torch.set_num_threads(threads)
 
 

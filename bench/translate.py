@@ -1,13 +1,14 @@
 """A Transformer from scratch by qkv beside transformers' MarianMTModel: BLEU and seconds for the same tokens.
 
-    python -m bench.translate [--steps 2000 | --run runs/translate] [--data ROOT] [--threads 2]
-        [--json bench/results/NAME.json] [KEY=VALUE ...]
+    python -m bench.translate [--steps 2000 | --run runs/translate] [--together] [--data ROOT] [--threads 2]
+        [--keep FOLDER] [--json bench/results/NAME.json] [KEY=VALUE ...]
 
 qkv trains recipes/translate.toml (or `--run` is a run that has ended). Then MarianMTModel, as transformers has it in
 training mode with its fastest attention, begins with the same weights and takes the same number of steps on the very
 same batches, padded, by the same AdamW, schedule, clipping, label smoothing and autocast, in a plain loop. Seconds are
 those of the steps, evaluations and files apart. Both are scored by qkv's greedy generation and sacrebleu on the test
-records, which neither has seen. KEY=VALUE are changes of the recipe.
+records, which neither has seen. `--together`: both train at the same time, each with one thread on a processor of its
+own, so that whatever else the machine does slows both. KEY=VALUE are changes of the recipe.
 """
 
 import argparse
@@ -46,7 +47,8 @@ def by_transformers(args: argparse.Namespace, run: Path) -> dict[str, Any]:
     from qkv.train.prepare import prepare
     from qkv.train.schedule import Progress, factor
 
-    recipe, state = _recipe(run), _state(run)
+    recipe = _recipe(run)
+    steps_in_all = args.steps if args.together else _state(run)["step"]
     with tempfile.TemporaryDirectory() as folder:
         prepared = prepare(recipe, Path(folder), parallel.World())
         save(prepared.model, Path(folder) / "begun")
@@ -60,7 +62,7 @@ def by_transformers(args: argparse.Namespace, run: Path) -> dict[str, Any]:
         optimizer = _optimizer(model, train)
         torch.manual_seed(recipe.seed)
         seconds, tokens, loss = 0.0, 0, 0.0
-        for number in range(state["step"]):
+        for number in range(steps_in_all):
             began = time.perf_counter()
             feeds = next(steps)[0]
             for group in optimizer.param_groups:
@@ -165,18 +167,28 @@ WORKERS: dict[str, Callable[[argparse.Namespace, Path], Any]] = {
 
 
 def measure(args: argparse.Namespace, run: Path) -> dict[str, Any]:
-    """Each engine in a process of its own."""
+    """Each engine in a process of its own: by turns, or both at a time."""
 
-    def worker(name: str) -> Any:
+    def begin(name: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "bench.translate", *sys.argv[1:], "--worker", name, "--run", str(run)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-        if done.returncode:
-            raise SystemExit(f"{name}: ended with {done.returncode}")
-        return json.loads(done.stdout.strip().splitlines()[-1])
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
+    def end(process: subprocess.Popen[str]) -> Any:
+        said = process.communicate()[0]
+        if process.returncode:
+            raise SystemExit(f"{process.args}: ended with {process.returncode}")
+        return json.loads(said.strip().splitlines()[-1])
+
+    if args.together:
+        ours = begin("train")
+        while not (run / "log.jsonl").exists() and ours.poll() is None:  # until the tokenizer is made
+            time.sleep(1)
+        theirs = begin("transformers")
+        end(ours)
+        return {"qkv": end(begin("qkv")), "transformers": end(theirs)}
     if args.run is None:
-        worker("train")
-    return {name: worker(name) for name in ("qkv", "transformers")}
+        end(begin("train"))
+    return {name: end(begin(name)) for name in ("qkv", "transformers")}
 
 
 def main() -> None:
@@ -184,18 +196,24 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--run", type=Path, help="a run of qkv that has ended, in place of a new one")
+    parser.add_argument("--together", action="store_true", help="both at the same time, a processor each")
+    parser.add_argument("--keep", type=Path, help="leave qkv's run here")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
     args = parser.parse_intermixed_args()
+    if args.together:
+        if args.run is not None and args.worker is None:
+            parser.error("--together trains a new run; --keep says where")
+        args.threads = 1
     if args.worker is not None:
-        pin(args.threads)
+        pin(args.threads, first=int(args.together and args.worker == "transformers"))
         print(json.dumps(WORKERS[args.worker](args, args.run)))
         return
     load_before = quiet()
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(args, args.run or Path(folder) / "translate")
+        found = measure(args, args.run or args.keep or Path(folder) / "translate")
     result = {"machine": describe(args.threads), "load": load_before, "changes": args.overrides, **found}
     show(result)
     keep(result, args.json)
