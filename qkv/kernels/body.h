@@ -215,7 +215,7 @@ OWN void plain_product(int type, const uint8_t *w, int64_t K, const X *x, int64_
 
 /* ---- attention ---------------------------------------------------------------------------------------------------- */
 
-enum { KEYS = 32 }; /* at a time */
+enum { KEYS = 2 * RUN }; /* at a time */
 #ifndef GROUP
 #define GROUP 1 /* queries at a time: what is loaded serves that many times. Four need 32 registers */
 #endif
@@ -265,9 +265,11 @@ INLINE void turn_rows(int pairs, V *r, float *turned) {
 #endif
 
 /* `count` keys of D numbers to turned[d][KEYS], zero where there is no key. */
-INLINE void turn_keys(int type, int size, const uint8_t *k, int count, int D, float *turned) {
-    for (int from = 0; from < KEYS; from += 16, k += 16 * (int64_t)D * size, turned += 16) {
+INLINE void turn_keys(int type, int size, const Attend *a, const int64_t *runs, int count, float *turned) {
+    const int D = a->D;
+    for (int from = 0; from < KEYS; from += RUN, runs++, turned += RUN) {
         const int there = count - from;
+        const uint8_t *k = there > 0 ? a->k + *runs : NULL;
         V r[16];
         int d = 0;
         for (; type == BF16 && d + 32 <= D; d += 32) { /* half as many to turn */
@@ -307,27 +309,32 @@ INLINE void scores(int Q, const Attend *a, const float *const *q, V (*s)[2]) {
 }
 
 /* out[i] += Σ weight · value over `count` keys. */
-INLINE void add_values(int Q, int type, const Attend *a, float (*weights)[KEYS], const uint8_t *v, int count, int size, float *const *out) {
+INLINE void add_values(int Q, int type, int size, const Attend *a, const int64_t *runs, float (*weights)[KEYS], int count, float *const *out) {
+    /* two runs side by side are as one: a loop of twice the length takes some 5 % less time */
+    const int together = count <= RUN || runs[1] - runs[0] == (int64_t)RUN * a->D * size;
     int d = 0;
     for (; d + 32 <= a->D; d += 32) {
         V o[GROUP][2];
         for (int i = 0; i < Q; i++) o[i][0] = load(out[i] + d), o[i][1] = load(out[i] + d + 16);
-        for (int j = 0; j < count; j++) {
-            const uint8_t *at = v + ((int64_t)j * a->D + d) * size;
-            V v0 = plain(type, at), v1 = plain(type, at + 16 * size);
-            for (int i = 0; i < Q; i++) o[i][0] += all(weights[i][j]) * v0, o[i][1] += all(weights[i][j]) * v1;
+        for (int from = 0, end; from < count; from = end) {
+            const uint8_t *at = a->v + runs[from / RUN] + d * size;
+            end = together || from ? count : RUN;
+            for (int j = from; j < end; j++, at += a->D * size) {
+                V v0 = plain(type, at), v1 = plain(type, at + 16 * size);
+                for (int i = 0; i < Q; i++) o[i][0] += all(weights[i][j]) * v0, o[i][1] += all(weights[i][j]) * v1;
+            }
         }
         for (int i = 0; i < Q; i++) store(out[i] + d, o[i][0]), store(out[i] + d + 16, o[i][1]);
     }
     for (; d < a->D; d++)
         for (int j = 0; j < count; j++) {
-            float one = plain_one(type, v + ((int64_t)j * a->D + d) * size);
+            float one = plain_one(type, a->v + runs[j / RUN] + (j % RUN * a->D + d) * size);
             for (int i = 0; i < Q; i++) out[i][d] += weights[i][j] * one;
         }
 }
 
-/* Queries from the `from`-th over the keys from j, of which `there` are there. */
-INLINE void attend_group(int Q, int type, int size, const Attend *a, int from, int64_t j, int there) {
+/* Queries from the `from`-th over the keys from j, in `runs`, of which `there` are there. */
+INLINE void attend_group(int Q, int type, int size, const Attend *a, int from, int64_t j, const int64_t *runs, int there) {
     const V none = all(-__builtin_inff());
     const float *q[GROUP];
     float *out[GROUP];
@@ -364,21 +371,22 @@ INLINE void attend_group(int Q, int type, int size, const Attend *a, int from, i
         *total += sum(p0 + p1);
         store(weights[i], p0), store(weights[i] + 16, p1);
     }
-    if (widest) add_values(Q, type, a, weights, a->v + j * a->D * size, widest, size, out);
+    if (widest) add_values(Q, type, size, a, runs, weights, widest, out);
 }
 
 INLINE void attend_typed(int type, int size, const Attend *a) {
     const int n = a->queries * a->heads;
     for (int i = 0; i < n; i++) a->most[i] = -__builtin_inff(), a->sums[i] = 0;
     memset(a->out, 0, sizeof(float) * (size_t)n * a->D);
-    for (int64_t j = a->from; j < a->to; j += KEYS) {
+    const int64_t *runs = a->runs;
+    for (int64_t j = a->from; j < a->to; j += KEYS, runs += KEYS / RUN) {
         const int there = a->to - j < KEYS ? (int)(a->to - j) : KEYS;
-        turn_keys(type, size, a->k + j * a->D * size, there, a->D, a->room);
+        turn_keys(type, size, a, runs, there, a->room);
         int i = 0;
-        for (; i + GROUP <= n; i += GROUP) attend_group(GROUP, type, size, a, i, j, there);
-        if (GROUP > 1 && n - i == 3) attend_group(3, type, size, a, i, j, there);
-        else if (GROUP > 1 && n - i == 2) attend_group(2, type, size, a, i, j, there);
-        else if (GROUP > 1 && n - i == 1) attend_group(1, type, size, a, i, j, there);
+        for (; i + GROUP <= n; i += GROUP) attend_group(GROUP, type, size, a, i, j, runs, there);
+        if (GROUP > 1 && n - i == 3) attend_group(3, type, size, a, i, j, runs, there);
+        else if (GROUP > 1 && n - i == 2) attend_group(2, type, size, a, i, j, runs, there);
+        else if (GROUP > 1 && n - i == 1) attend_group(1, type, size, a, i, j, runs, there);
     }
 }
 

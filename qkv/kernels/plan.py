@@ -47,7 +47,7 @@ class _Op(ctypes.Structure):
 class _Step(ctypes.Structure):
     _fields_ = [("ops", _pointer), ("count", _whole), ("rows", _whole), ("sequences", _whole), ("picks", _whole),
                 ("lengths", _pointer), ("starts", _pointer), ("ids", _pointer), ("picked", _pointer),
-                ("threads", _whole)]  # fmt: skip
+                ("threads", _whole), ("pages", _pointer), ("most_pages", _whole)]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -199,20 +199,30 @@ class Plan:
         op.turned, op.interleaved = turn.cos.shape[-1], turn.interleaved
 
     def keep(self, number: int, keys: Tensor, values: Tensor) -> None:
-        """Where an attention keeps its keys and values [B, G, slots, D], position p in slot p."""
+        """Where an attention keeps its keys and values: [B, G, slots, D], position p in slot p; or of all pages
+        [pages, G, size, D], size a multiple of 16."""
         op = self._of(number)
         op.keys, op.values, op.slots = keys.data_ptr(), values.data_ptr(), keys.shape[2]
         op.cache = FLOATS[keys.dtype]
 
-    def run(self, ids: Sequence[int], lengths: Sequence[int], starts: Sequence[int], picked: Sequence[int]) -> None:
-        """One step: `lengths[b]` new rows of each sequence, from position `starts[b]`; nobody checks the ids."""
+    def run(
+        self,
+        ids: Sequence[int],
+        lengths: Sequence[int],
+        starts: Sequence[int],
+        picked: Sequence[int],
+        pages: Tensor | None = None,
+    ) -> None:
+        """One step: `lengths[b]` new rows of each sequence, from position `starts[b]`. `pages` (int64 [B, most]), where
+        keys are kept in pages, in all attentions: those of each sequence, position p in slot p mod size of its page
+        p // size. Nobody checks the ids, nor the pages."""
         if self._table is None:
             self._table = (_Op * len(self._ops))(*self._ops)
         T, B, P = len(ids), len(lengths), len(picked)
         numbers = (_whole * (2 * B + T + P))(*lengths, *starts, *ids, *picked)
         at = ctypes.addressof(numbers)
         step = _Step(ctypes.addressof(self._table), len(self._table), T, B, P, at, at + 8 * B, at + 16 * B,
-                     at + 16 * B + 8 * T, torch.get_num_threads())  # fmt: skip
+                     at + 16 * B + 8 * T, torch.get_num_threads(), *_table(pages))  # fmt: skip
         if self._run(ctypes.byref(step)):
             raise MemoryError(f"no memory for a step of {T} tokens")
 
@@ -231,3 +241,10 @@ class Plan:
         """Where a tensor lies, which then stays."""
         self._holds.append(x)
         return x.data_ptr()
+
+
+def _table(pages: Tensor | None) -> tuple[int | None, int]:
+    if pages is None:
+        return None, 0
+    assert (pages.dtype, pages.ndim, pages.is_contiguous()) == (torch.int64, 2, True), "another table than [B, most]"
+    return pages.data_ptr(), pages.shape[1]

@@ -14,6 +14,7 @@
 
 enum { F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q8_0 = 8, Q4_K = 12, Q5_K = 13, Q6_K = 14, BF16 = 30 }; /* ggml_type */
 enum { TILE = 16, ROWS = 8, MANY = 16, WIDE = 4 * TILE }; /* rows of W in a tile; rows of x at a time, or of many; most outputs */
+enum { RUN = 16 }; /* keys that lie side by side, wherever the next ones are */
 enum { AS_IS, RELU, GELU, GELU_TANH, SILU, RELU2, TANH };
 enum { NO_NORM, RMS, LAYER };
 
@@ -53,8 +54,9 @@ typedef struct {
     int D, heads, queries, type; /* type: of the cache, F32 or BF16 */
     const float *q; /* query r, head h: q + r · row + h · D */
     int64_t row;
-    const uint8_t *k, *v; /* key j: k + j · D · size of type */
     int64_t from, to; /* which keys */
+    const uint8_t *k, *v;
+    const int64_t *runs; /* bytes from k, and from v, to key from, from + RUN, …; the keys of a run are D numbers apart */
     int64_t first; /* query r sees the keys before first + r (all, where that is beyond) */
     float scale, softcap; /* softcap 0: none */
     const float *slopes; /* for each head, or NULL: ALiBi's */

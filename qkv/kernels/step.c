@@ -230,6 +230,15 @@ static void keep(const Op *op, const float *from, uint8_t *to) {
     }
 }
 
+/* Where a position of a sequence has its key of head g, and its value: the number of vectors before it. */
+static int64_t place(const Run *run, int64_t sequence, int g, int64_t position) {
+    const Op *op = run->op;
+    const Step *step = run->step;
+    int64_t page = sequence;
+    if (step->pages) page = step->pages[sequence * step->most_pages + position / op->slots], position %= op->slots;
+    return (page * op->kv_heads + g) * op->slots + position;
+}
+
 /* A row's queries and keys, normed and turned, and its keys and values into the cache. */
 static void turn_piece(void *with, int thread, long at) {
     Run *run = with;
@@ -243,7 +252,7 @@ static void turn_piece(void *with, int thread, long at) {
     }
     if (op->turned) turn(op, q, op->heads, w.position), turn(op, k, op->kv_heads, w.position);
     for (int g = 0; g < op->kv_heads; g++) {
-        const int64_t to = (((w.sequence * op->kv_heads + g) * op->slots) + w.position) * D * size;
+        const int64_t to = place(run, w.sequence, g, w.position) * D * size;
         keep(op, k + g * D, op->keys + to), keep(op, v + g * D, op->values + to);
     }
     (void)thread;
@@ -283,7 +292,9 @@ static void attend_split(const Run *run, const Block *b, int thread, int64_t spl
     a.room = (float *)(run->mine + thread * run->attend_bytes);
     a.from = least(split * SPLIT, keys), a.to = least(a.from + SPLIT, keys);
     a.q = op->q + (b->row + b->begin) * a.row + b->g * group * D;
-    a.k = op->keys + (b->sequence * op->kv_heads + b->g) * op->slots * D * size, a.v = op->values + (a.k - op->keys);
+    int64_t runs[SPLIT / RUN];
+    for (int i = 0; a.from + i * RUN < a.to; i++) runs[i] = place(run, b->sequence, b->g, a.from + i * RUN) * D * size;
+    a.k = op->keys, a.v = op->values, a.runs = runs;
     a.slopes = op->slopes ? op->slopes + b->g * group : NULL;
     a.sums = to + QUERIES * group * D, a.most = a.sums + QUERIES * group;
     run->body->attend(&a);

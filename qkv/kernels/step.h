@@ -29,7 +29,7 @@ typedef struct {
     /* ATTEND */
     float *q, *k, *v, *out; /* [rows, H · D], [rows, G · D] twice, [rows, H · D] */
     const float *cos_, *sin_, *slopes, *q_norm, *q_bias, *k_norm, *k_bias;
-    uint8_t *keys, *values; /* [sequences, G, slots, D], position p in slot p */
+    uint8_t *keys, *values; /* [sequences, G, slots, D], position p in slot p; or [pages, G, slots of a page, D] */
     int64_t slots;
     int32_t heads, kv_heads, D, turned, interleaved, cache, qk_norm;
     float qk_eps;
@@ -42,6 +42,8 @@ typedef struct {
     const int64_t *ids;              /* of each row */
     const int64_t *picked;           /* the rows that `picked` ops read */
     int64_t threads;
+    const int64_t *pages; /* [sequences, most pages], position p in slot p mod slots of page p // slots (slots a multiple */
+    int64_t most_pages;   /* of RUN); or NULL: keys are held by sequence */
 } Step;
 
 #endif

@@ -10,9 +10,10 @@ from qkv.errors import ConfigError
 from qkv.nn.attend import Seen, attend
 from qkv.nn.batch import Batch
 from qkv.nn.cache import Contiguous, Storage
-from qkv.nn.fixed import Fixed
+from qkv.nn.fixed import Fixed, Source
 from qkv.nn.linear import Linear, rounded_once
 from qkv.nn.mask import Full, Mask
+from qkv.nn.paged import Paged, PagedSource, Pool
 from qkv.nn.parts import build, implements
 from qkv.nn.position import Relative
 from qkv.nn.ring import Ring
@@ -69,21 +70,33 @@ class Attention(nn.Module):
 
     def new_storage(self, length: int | None) -> Storage:
         """Where a cache keeps this layer's keys: a ring where the mask forgets, else all of them."""
-        if isinstance(self.mask, Full):
-            raise ConfigError("a model that sees the whole sequence at once (mask Full) can't be fed step by step")
+        self._by_steps()
         size = self.mask.keeps()
         if size is None or (length is not None and length <= size):
             return Contiguous(length)
         return Ring(size, at_once=length is not None)
 
+    def new_paged(self, pool: Pool, at_least: int = 0) -> Paged:
+        """Where a cache of pages keeps them: all of them, in front of a window too."""
+        self._by_steps()
+        return Paged(pool, self.kv_heads, self.head_dim, at_least)
+
+    def _by_steps(self) -> None:
+        if isinstance(self.mask, Full):
+            raise ConfigError("a model that sees the whole sequence at once (mask Full) can't be fed step by step")
+
 
 class CrossAttention(Attention):
     """Queries of one sequence over the keys and values of another (Vaswani et al. 2017, §3.2.3)."""
 
-    def forward(self, x: Tensor, batch: Batch, fixed: Fixed) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, batch: Batch, fixed: Source) -> Tensor:  # type: ignore[override]
         """x [T, C] → [T, C]."""
         return self.mix(self.queries(x), fixed.look(batch), batch)
 
     def remember(self, states: Tensor, batch: Batch) -> Fixed:
         """The keys and values of the encoder's states [S, C]."""
         return Fixed(*self.keys_values(states), batch)
+
+    def new_source(self, own: Paged) -> PagedSource:
+        """Where a cache of pages keeps those, beside the decoder's own."""
+        return PagedSource(own, self.kv_heads, self.head_dim, self.keys_values)

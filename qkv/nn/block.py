@@ -11,6 +11,7 @@ from qkv.nn.attention import CrossAttention
 from qkv.nn.batch import Batch
 from qkv.nn.cache import Kept, Storage, Stream
 from qkv.nn.fixed import Both, Fixed, Memory
+from qkv.nn.paged import Pool
 from qkv.nn.parts import build, implements
 
 
@@ -33,6 +34,10 @@ class PreNorm(nn.Module):
     def new_storage(self, length: int | None, memory: Memory | None = None) -> Kept:
         """Where a cache keeps what the mixer must remember."""
         return self.mixer.new_storage(length)  # type: ignore[no-any-return]
+
+    def new_paged(self, pool: Pool) -> Kept:
+        """Where a cache of pages does."""
+        return self.mixer.new_paged(pool)  # type: ignore[no-any-return]
 
     def passing(self, memory: Memory | None = None) -> Kept:
         """What serves in its place where nothing is to be kept."""
@@ -79,6 +84,10 @@ class Crossing(PreNorm):
 
     def new_storage(self, length: int | None, memory: Memory | None = None) -> Both:
         return Both(self.mixer.new_storage(length), self._remembered(memory))
+
+    def new_paged(self, pool: Pool) -> Both:
+        own = self.mixer.new_paged(pool, self.cross.kv_heads * self.cross.head_dim)
+        return Both(own, self.cross.new_source(own))
 
     def passing(self, memory: Memory | None = None) -> Both:
         return Both(Stream(), self._remembered(memory))

@@ -217,6 +217,10 @@ class Cache:
             raise InputError(f"{end} tokens don't fit this cache of {self.limit}; ask new_cache for more length")
         return starts
 
+    def tables(self, batch: Batch) -> Tensor | None:
+        """Where the batch's sequences have their keys: the pages of each [B, P]. None: each has a place of its own."""
+        return None
+
     def advance(self, batch: Batch) -> None:
         """The step is done: its tokens are part of the past."""
         self.lengths = batch.ends

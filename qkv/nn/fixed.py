@@ -3,6 +3,7 @@
 S  tokens of the encoded sequences    G  key/value heads    D  head_dim    C  dim
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,7 +24,21 @@ class Memory:
     batch: Batch
 
 
-class Fixed(Kept):
+class Source(Kept):
+    """What cross-attention looks at: it was made once, and doesn't grow with the sequences that look."""
+
+    @abstractmethod
+    def look(self, batch: Batch) -> Keys:
+        """What each sequence of a step's batch may look at: all of its own. InputError: there are more or fewer."""
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """It doesn't grow with the sequences."""
+
+    def reserve(self, tokens: int) -> None:
+        """It doesn't grow with the sequences."""
+
+
+class Fixed(Source):
     """Keys and values of another sequence, made once: what cross-attention looks at. `lengths`: of those sequences;
     `sources`: which of the encoded ones each row is; `computed`: the dtype that they are seen in."""
 
@@ -34,7 +49,6 @@ class Fixed(Kept):
         self.sources = list(range(len(self.lengths)))
 
     def look(self, batch: Batch) -> Keys:
-        """What each sequence of a step's batch may look at: all of its own. InputError: there are more or fewer."""
         if len(batch.lengths) != len(self.lengths):
             raise InputError(f"{len(batch.lengths)} targets for {len(self.lengths)} sequences that were encoded")
 
@@ -58,12 +72,6 @@ class Fixed(Kept):
         longest = max(self.lengths)
         self.k, self.v = self.k[:, :, :longest], self.v[:, :, :longest]
 
-    def truncate(self, lengths: Sequence[int]) -> None:
-        """It doesn't grow with the sequences."""
-
-    def reserve(self, tokens: int) -> None:
-        """It doesn't grow with the sequences."""
-
     @property
     def nbytes(self) -> int:
         return self.k.nbytes + self.v.nbytes
@@ -72,7 +80,7 @@ class Fixed(Kept):
 class Both(Kept):
     """A decoder layer's own keys and values, and those of the encoder's states."""
 
-    def __init__(self, own: Storage, fixed: Fixed) -> None:
+    def __init__(self, own: Storage, fixed: Source) -> None:
         self.own, self.fixed = own, fixed
 
     def select(self, rows: Sequence[int]) -> None:

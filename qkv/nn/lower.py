@@ -26,6 +26,7 @@ from qkv.nn.mask import Causal, Window
 from qkv.nn.mlp import ACTIVATIONS, Gated, Plain
 from qkv.nn.norm import LayerNorm, RMSNorm
 from qkv.nn.packed import Packed
+from qkv.nn.paged import Paged
 from qkv.nn.position import Alibi, Learned, Relative, Rotary
 from qkv.nn.stack import Transformer
 
@@ -101,24 +102,25 @@ class Written:
         if self.positions is not None:
             self.positions.check(batch)
         self.reach(max(batch.ends))
-        self._keep(batch, cache)
+        pages = cache.tables(batch)
+        self._keep(batch, cache, paged=pages is not None)
         logits = torch.empty(len(picked), self.spec.vocab)
         self.plan.place(self.head, logits)
-        self.plan.run(ids, batch.lengths, batch.starts, picked)
+        self.plan.run(ids, batch.lengths, batch.starts, picked, pages)
         return logits
 
-    def _keep(self, batch: Batch, cache: Cache) -> None:
+    def _keep(self, batch: Batch, cache: Cache, paged: bool) -> None:
         """Tells the plan where keys and values go, in each layer where that has changed."""
-        fits = any(batch.starts) and max(batch.ends) <= self.slots
+        fits = (paged or any(batch.starts)) and max(batch.ends) <= self.slots
         if len(cache.layers) != len(self.attentions):
             raise InputError(f"a cache of {len(cache.layers)} layers for a model of {len(self.attentions)}")
         slots, self.slots = self.slots, 0  # a step that fails here leaves nothing to rely on
         for i, storage in enumerate(cache.layers):
-            assert isinstance(storage, Contiguous)
+            assert isinstance(storage, Contiguous | Paged)
             if not (fits and storage.k is self.kept[i]):
                 number, like = self.attentions[i]
                 keys, values = storage.room(like, batch)
-                slots = _fitting(keys, values, like, batch)
+                slots = _fitting(keys, values, like, None if paged else batch)
                 self.kept[i] = keys
                 self.plan.keep(number, keys, values)
         self.slots = slots
@@ -156,17 +158,19 @@ class Written:
         )
 
 
-def _fitting(keys: Tensor, values: Tensor, like: Tensor, batch: Batch) -> int:
-    """The slots of a cache's tensors, which the library takes as they are. InputError: they are another model's."""
-    B, (_, G, D) = len(batch.lengths), like.shape
-    if keys.shape != values.shape or keys.shape[:2] != (B, G) or keys.shape[3] != D or keys.shape[2] < max(batch.ends):
+def _fitting(keys: Tensor, values: Tensor, like: Tensor, batch: Batch | None) -> int:
+    """The slots of a cache's tensors for a sequence, which the library takes as they are; `batch`: of those sequences
+    (None: any may have any page). InputError: they are another model's."""
+    rows, slots, G, D = keys.shape[0], keys.shape[2], like.shape[1], like.shape[2]
+    B, end = (rows, slots) if batch is None else (len(batch.lengths), max(batch.ends))
+    if keys.shape != values.shape or keys.shape[:2] != (B, G) or keys.shape[3] != D or slots < end:
         raise InputError(
-            f"this cache holds keys {list(keys.shape)}; {B} sequences of {max(batch.ends)} tokens of this model need"
-            f" [{B}, {G}, {max(batch.ends)} or more, {D}]: make it with the model's own new_cache"
+            f"this cache holds keys {list(keys.shape)}; this model needs [{B}, {G}, {end} or more, {D}]: make it with"
+            " the model's own new_cache"
         )
     if not (keys.is_contiguous() and values.is_contiguous() and keys.dtype == values.dtype):
         raise InputError("this cache's tensors are not as new_cache makes them")
-    return keys.shape[2]
+    return slots if batch is not None else rows * slots
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------

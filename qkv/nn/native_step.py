@@ -12,6 +12,7 @@ from qkv.kernels.native import native, reason
 from qkv.nn.batch import Batch
 from qkv.nn.cache import Cache, Contiguous, Kept
 from qkv.nn.lower import NotServed, Written
+from qkv.nn.paged import Paged
 from qkv.nn.stack import Transformer
 from qkv.nn.untouched import touched
 
@@ -59,6 +60,8 @@ class NativeStep:
 
 def _keeps(kept: Kept) -> bool:
     """Can the library's attention read and fill it?"""
+    if type(kept) is Paged:
+        return kept.k.dtype in CACHED
     if type(kept) is not Contiguous:
         return False
     dtype = kept.dtype if kept.k is None else kept.k.dtype

@@ -16,6 +16,7 @@ from qkv.nn.edge import Ids, as_stream, segments_of
 from qkv.nn.fixed import Memory
 from qkv.nn.head import LMHead
 from qkv.nn.packed import Packed
+from qkv.nn.paged import PagedCache, Pool
 from qkv.nn.parts import build, implements
 
 
@@ -52,6 +53,10 @@ class Stack(nn.Module):
     def new_storages(self, length: int | None, memory: Memory | None) -> list[Kept]:
         """For each layer where a cache keeps its keys and values."""
         return [layer.new_storage(length, memory) for layer in self.in_turn()]
+
+    def new_paged(self, pool: Pool) -> list[Kept]:
+        """For each layer where a cache of pages does."""
+        return [layer.new_paged(pool) for layer in self.in_turn()]
 
 
 def _for_all(stack: spec.Stack, dim: int) -> nn.Module | None:
@@ -166,6 +171,13 @@ class Transformer(nn.Module):
         values held; None: `cache_dtype`. InputError: it is not one of floating point."""
         with torch.no_grad():
             return Cache(self.last.new_storages(length, memory), length, dtype or self.cache_dtype)
+
+    def new_paged_cache(self, pages: int, size: int = 16, *, dtype: torch.dtype | None = None) -> PagedCache:
+        """A cache of so many pages of `size` tokens each, all of whose memory is taken now, for the sequences that its
+        `place` names. `dtype`: of the keys and values held; None: `cache_dtype`, or the weights'. InputError: no page,
+        a size that is no multiple of 16, or a dtype that is not one of floating point."""
+        pool = Pool(pages, size, dtype or self.cache_dtype or self.dtype, self.device)
+        return PagedCache(self.last.new_paged(pool), pool)
 
     def batch(
         self, ids: Ids, *, segments: Ids | None = None, cache: Cache | None = None, stack: spec.Stack | None = None

@@ -252,8 +252,11 @@ class Attending:
             )
             self.turned = Turn(cos, sin, interleaved)
 
-    def native(self, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], keys: Tensor, values: Tensor) -> Tensor:
-        """A step: q [T, H · D], k and v [T, G · D]. It fills the keys and values."""
+    def native(
+        self, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], keys: Tensor, values: Tensor,
+        pages: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """A step: q [T, H · D], k and v [T, G · D]. It fills the keys and values, of sequences or of these pages."""
         plan = Plan(library(), len(q))
         out = plan.buffer(self.H * self.D)
         number = plan.attend(
@@ -263,7 +266,7 @@ class Attending:
         if self.turned is not None:
             plan.turn(number, self.turned)
         plan.keep(number, keys, values)
-        plan.run([0] * len(q), lengths, self.starts[: len(lengths)], [])
+        plan.run([0] * len(q), lengths, self.starts[: len(lengths)], [], pages)
         return out.at
 
     def kept(self, k: Tensor, v: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -396,6 +399,59 @@ def test_any_batch(
 ) -> None:
     made = Attending(G * group, G, D, [start for start, _ in sequences], slots=320, dtype=dtype)
     with_threads(threads, lambda: made.holds([length for _, length in sequences]))
+
+
+def in_pages(x: Tensor, table: Tensor, size: int) -> Tensor:
+    """Keys [B, G, slots, D] in pages [pages, G, size, D] by a table [B, most]; in pages that it doesn't name, NaN."""
+    pages = x.new_full((int(table.max()) + 3, x.shape[1], size, x.shape[3]), float("nan"))
+    padded = torch.cat((x, x.new_zeros(*x.shape[:2], -x.shape[2] % size, x.shape[3])), 2)
+    pages[table] = padded.unflatten(2, (-1, size)).transpose(1, 2)
+    return pages
+
+
+def out_of_pages(pages: Tensor, table: Tensor, slots: int) -> Tensor:
+    return pages[table].transpose(1, 2).flatten(2, 3)[:, :, :slots]
+
+
+@settings(max_examples=15)
+@given(
+    sequences=st.lists(st.tuples(st.integers(0, 300), st.integers(1, 20)), min_size=1, max_size=6),
+    size=st.sampled_from([16, 32, 64]), G=st.integers(1, 3), group=st.integers(1, 4), D=st.integers(1, 70),
+    threads=st.integers(1, 4), dtype=st.sampled_from(DTYPES), seed=st.integers(0, 2**16),
+    how=st.sampled_from(["plain", "softcap", "alibi", "rms"]),
+)  # fmt: skip
+def test_in_pages_it_is_the_same_to_the_bit(
+    sequences: list[tuple[int, int]], size: int, G: int, group: int, D: int, threads: int, dtype: torch.dtype,
+    seed: int, how: str,
+) -> None:  # fmt: skip
+    """In any pages, some of which sequences share; and nothing else is read or written."""
+    starts, lengths = [list(x) for x in zip(*sequences, strict=True)]
+    options = {**HOW[how], **({"dims": D // 2 * 2} if HOW[how].get("dims") == -1 else {})}
+    made, random = Attending(G * group, G, D, starts, slots=320, dtype=dtype, **options), torch.Generator()
+    random.manual_seed(seed)
+    each = 320 // size
+    table = torch.randperm(len(starts) * each + 5, generator=random)[: len(starts) * each].view(-1, each)
+    for x in (made.keys, made.values):  # every sequence begins as the first does
+        x[:] = torch.where(torch.arange(320)[:, None] < starts[0] // size * size, x[0], x)
+    for b, start in enumerate(starts):
+        shared = min(start, starts[0]) // size
+        table[b, :shared] = table[0, :shared]
+    q, k, v = made.inputs(sum(lengths))
+    pages = [in_pages(x, table, size) for x in (made.keys, made.values)]
+    untouched = torch.ones(len(pages[0]), dtype=torch.bool).index_fill_(0, table.flatten(), False)
+    plainly = made.keys.clone(), made.values.clone()
+    exact = made.native(q, k, v, lengths, *plainly)
+    assert torch.equal(with_threads(threads, lambda: made.native(q, k, v, lengths, *pages, table)), exact)
+    for x, y in zip(pages, plainly, strict=True):
+        assert torch.equal(out_of_pages(x, table, 320), y)
+        assert x[untouched].isnan().all()
+
+
+def test_a_table_that_the_library_does_not_take() -> None:
+    made = Attending(2, 1, 16, [0], slots=16)
+    for table in (torch.zeros(1, 1, dtype=torch.int32), torch.zeros(1, dtype=torch.int64)):
+        with pytest.raises(AssertionError, match="another table"):
+            made.native(*made.inputs(1), [1], made.keys, made.values, table)
 
 
 SPECIAL = [0x7F800000, 0xFF800000, 0x7F800001, 0xFFFFFFFF, 0x7F7FFFFF, 0x7F7F8000, 0x7F7F7FFF, 0x80000000, 1, 0x8000,
