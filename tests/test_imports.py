@@ -14,7 +14,8 @@ ROOT = Path(qkv.__file__).parent
 LEVELS = (  # a module imports from its own package and from the levels below
     {"qkv", "__main__"},
     {"cli"},
-    {"serve", "train", "look"},
+    {"serve", "train"},
+    {"look"},  # which the page of `serve` shows
     {"model"},
     {"generate", "adapt", "tasks"},
     {"load"},  # which asks `inputs` for a checkpoint's tokenizer
