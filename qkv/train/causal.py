@@ -14,7 +14,7 @@ from qkv.inputs.text import Tokenizer
 from qkv.nn.head import IGNORED
 from qkv.nn.stack import Transformer
 from qkv.train import loss, recipe
-from qkv.train.framed import pieces_of, text_of
+from qkv.train.framed import ids_of, text_of
 from qkv.train.lengths import Lengths, most
 from qkv.train.objective import Feed, Objective, Record, Sample, objective
 
@@ -78,8 +78,7 @@ class Causal(Objective):
         text = text_of(record, "text")
         if record.get("answer") is not None:
             return self._answered(text, text_of(record, "answer"))
-        pieces = pieces_of(self.tokenizer, [text])[0]
-        ids = np.array([*self.frame.ids(pieces.ids), *self.closing], np.int32)
+        ids = np.array([*self.frame.ids(ids_of(self.tokenizer, [text])[0]), *self.closing], np.int32)
         if self.packed:
             return [{"ids": ids}]
         return [_sample(ids[part.start : part.stop], 0) for part in self.lengths.ranges(len(ids))]
@@ -87,7 +86,7 @@ class Causal(Objective):
     def _answered(self, text: str, answer: str) -> list[Sample]:
         if self.packed:
             raise InputError('texts with an answer can\'t be packed: say batch.packing = "none"')
-        asked, whole = (pieces.ids for pieces in pieces_of(self.tokenizer, [text, text + answer]))
+        asked, whole = ids_of(self.tokenizer, [text, text + answer])
         if whole[: len(asked)] != asked:  # a token would reach into the answer, which it can't in generating
             whole = asked + self.tokenizer.pieces([answer], middle=True)[0].ids
         ids = np.array([*self.frame.ids(whole), *self.closing], np.int32)

@@ -121,9 +121,11 @@ class Evaluator:
 
     def _own_feeds(self) -> Iterable[Feed]:
         held = _Held(self.records, self.samples, self.objective)
-        batch = self.batch
-        if batch is None or batch.packing == "none":
+        if self.batch is None or self.batch.packing == "none":
             batch = recipe.BatchOf(tokens=max(self.budget, int(held.sizes.max())))
+        else:
+            most = max(self.budget, self.batch.length or 0)
+            batch = self.batch.model_copy(update={"sequences": None, "tokens": most})
         order = Order(held.sizes, batch, self.seed, shuffle=False)
         return Loader(cast(Shards, held), order, self.objective, self.seed).once()
 

@@ -1,6 +1,6 @@
 """Framed texts ([CLS] a [SEP] b [SEP]) as samples on disk, and samples as what a model reads."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 
 import numpy as np
 import torch
@@ -22,12 +22,23 @@ def text_of(record: Record, field: str) -> str:
 
 
 def pieces_of(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Pieces]:
-    """Their tokens. InputError: a text has none."""
+    """Their tokens, with where they come from. InputError: a text has none."""
     found = tokenizer.pieces(texts)
-    for text, pieces in zip(texts, found, strict=True):
-        if not pieces:
-            raise InputError(f"{text!r:.60} has no token: there is nothing to read")
+    _check_some(texts, found)
     return found
+
+
+def ids_of(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Their tokens' ids, in two thirds of the time, where no more is wanted. InputError: a text has none."""
+    found = tokenizer.encode_batch(texts, special=False)
+    _check_some(texts, found)
+    return found
+
+
+def _check_some(texts: Sequence[str], found: Sequence[Sized]) -> None:
+    for text, tokens in zip(texts, found, strict=True):
+        if not len(tokens):
+            raise InputError(f"{text!r:.60} has no token: there is nothing to read")
 
 
 def sample_of(encoded: Encoded, model: spec.Model) -> Sample:

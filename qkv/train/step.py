@@ -11,6 +11,7 @@ from qkv.errors import InputError
 from qkv.train import optim, parallel
 from qkv.train.ema import Ema
 from qkv.train.faults import NotFinite
+from qkv.train.heap import keep_freed
 from qkv.train.learner import Learner
 from qkv.train.objective import Feed
 from qkv.train.recipe import Train
@@ -50,6 +51,8 @@ class Stepper:
         self.learner, self.module, self.optimizers, self.train = learner, module, optimizers, train
         self.seed, self.world, self.ema = seed, world, ema
         self.scaler = torch.amp.GradScaler(learner.model.device.type, enabled=train.dtype == "float16")
+        if learner.model.device.type == "cpu":
+            keep_freed()
         self.skipped = 0  # steps not taken, because a float16 gradient was too large
         self._in_a_row = 0
 

@@ -13,7 +13,7 @@ from qkv.inputs.text import Tokenizer
 from qkv.nn.stack import Transformer
 from qkv.train import loss, recipe
 from qkv.train.causal import closing, rows
-from qkv.train.framed import pieces_of, text_of
+from qkv.train.framed import ids_of, text_of
 from qkv.train.lengths import Lengths, most
 from qkv.train.objective import Feed, Objective, Record, Sample, objective
 
@@ -61,7 +61,7 @@ class Translate(Objective):
     def encode(self, record: Record) -> list[Sample]:
         """InputError: one of the two is missing or blank, or too long."""
         texts = [self.settings.prefix + text_of(record, "source"), text_of(record, "target")]
-        source, target = (pieces.ids for pieces in pieces_of(self.tokenizer, texts))
+        source, target = ids_of(self.tokenizer, texts)
         around = self.frame.added, self.frame.added + len(self.closing)
         over, what = max((len(source) + around[0], "source"), (len(target) + around[1], "target"))
         return [
