@@ -16,7 +16,7 @@ from qkv.kernels import build
 from qkv.kernels.build import FLAGS, FOLDER
 
 ROOT = FOLDER.parents[1]
-TESTS = ["tests/kernels/test_native.py", "tests/kernels/test_ops.py", "tests/kernels/test_check.py"]
+TESTS = [f"tests/kernels/test_{name}.py" for name in ("native", "ops", "check", "plan")]
 ADDRESS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
 THREAD = ["-fsanitize=thread", "-g"]
 COMPILER = os.environ.get("CC") or "cc"

@@ -14,8 +14,8 @@ from qkv.cli.app import app
 from tests.cli.conftest import Command
 
 VERBS = (
-    *("generate", "chat", "embed", "predict", "train", "show", "diff", "pull", "quantize", "tokenize", "verify"),
-    *("doctor", "eval"),
+    *("generate", "chat", "serve", "embed", "predict", "train", "show", "diff", "pull", "quantize", "tokenize"),
+    *("verify", "doctor", "eval"),
 )
 LLAMA_70B = Path(__file__).parent.parent / "data" / "llama-2-70b" / "config.json"
 
