@@ -21,6 +21,8 @@ TopK = Annotated[int | None, typer.Option(help="Draw from the k most likely toke
 TopP = Annotated[float | None, typer.Option(help="Draw from the fewest tokens that come to this probability.")]
 MinP = Annotated[float | None, typer.Option(help="Draw from tokens at least this likely, beside the likeliest.")]
 Penalty = Annotated[float | None, typer.Option(help="Above 1: make what was already said less likely.")]
+Presence = Annotated[float | None, typer.Option(help="Taken off the logits of what the answer already has (−2 to 2).")]
+Frequency = Annotated[float | None, typer.Option(help="The same, once for each time that the answer has it.")]
 Seed = Annotated[int | None, typer.Option(help="Repeat a draw: the same seed gives the same text.")]
 Stop = Annotated[list[str] | None, typer.Option(help="End at this text. May be given several times.")]
 Lookup = Annotated[

@@ -23,6 +23,7 @@ from qkv.cli.generate import generate
 from qkv.cli.predict import predict
 from qkv.cli.pull import pull
 from qkv.cli.quantize import quantize
+from qkv.cli.serve import serve
 from qkv.cli.show import show
 from qkv.cli.tokenize import tokenize
 from qkv.cli.train import train
@@ -39,7 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (generate, chat, embed, predict, train, show, diff, pull, quantize, tokenize, verify, doctor):
+for verb in (generate, chat, serve, embed, predict, train, show, diff, pull, quantize, tokenize, verify, doctor):
     app.command()(verb)
 app.command("eval")(evaluate)
 

@@ -1,6 +1,6 @@
 """Is a value what its name says? InputError names it, what it may be and what it is."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -46,6 +46,23 @@ def ids(name: str, values: tuple[Any, ...], most: int) -> None:
         raise InputError(f"{name} may hold {most} ids, got {len(values)}")
     for value in values:
         whole(name, value, 0, LARGEST_ID)
+
+
+def biases(name: str, value: Any, most: int, largest: float) -> tuple[tuple[int, float], ...]:
+    """{id: number} or pairs of these as pairs: at most so many, each within ±largest, no id twice."""
+    pairs = value.items() if isinstance(value, Mapping) else value
+    if not isinstance(value, Mapping | list | tuple) or not all(
+        isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs
+    ):
+        raise InputError(f"{name} must be {{token id: number}}, got {value!r:.80}")
+    if len(value) > most:
+        raise InputError(f"{name} may hold {most} ids, got {len(value)}")
+    for id, bias in pairs:
+        whole(f"{name}: an id", id, 0, LARGEST_ID)
+        number(f"{name}[{id}]", bias, -largest, largest)
+    if len({id for id, _ in pairs}) < len(value):
+        raise InputError(f"{name} names an id twice")
+    return tuple((int(id), float(bias)) for id, bias in pairs)
 
 
 def texts(name: str, values: Iterable[Any], longest: int) -> None:

@@ -16,11 +16,12 @@ from qkv.errors import InputError
 from qkv.generate.limits import check_ids
 from qkv.generate.request import MakeDecoder, Request, requests
 from qkv.generate.result import FinishReason
-from qkv.generate.sample import Choice, Sampler
+from qkv.generate.sample import Choice
 from qkv.generate.settings import Settings
 from qkv.generate.speculate import Guesser, Pace, guesser_for
 from qkv.generate.step import Reader, new_cache, share
 from qkv.generate.timing import Moment, Timing, Watch
+from qkv.generate.writer import Writer
 from qkv.nn.cache import Cache
 from qkv.nn.stack import Transformer
 
@@ -89,10 +90,9 @@ class _Row:
     def __init__(self, model: Transformer, request: Request, held: int, guesser: Guesser) -> None:
         self.request, self.held, self.read = request, held, held
         self.ids = list(request.prompt)
-        self.text = request.text()
-        self.sampler = Sampler(request.settings, len(request.prompt), request.limit)
+        self.writer = Writer(request)
         self.first: Moment | None = None
-        self.source = guesser.begin(model, request, self.sampler.seed)
+        self.source = guesser.begin(model, request, self.writer.sampler.seed)
         self.pace = Pace(guesser.most, self.source.cost)
         self.vocab, self.guess = model.spec.vocab, list[int]()
         self.guessed = self.accepted = 0
@@ -109,7 +109,8 @@ class _Row:
     def think(self, left: int, cache: Cache) -> None:
         """Guess, if the answer has begun: at most `left` tokens, and only what can be taken back. InputError: one that
         is not in the vocabulary."""
-        most = min(left, self.request.limit - self.sampler.made - 1, self.pace.next()) if self.sampler.made else 0
+        made = self.writer.sampler.made
+        most = min(left, self.request.limit - made - 1, self.pace.next()) if made else 0
         most = min(most, cache.undoable(len(self.ids))) if most > 0 else 0
         self.guess = self.source.propose(self.ids, most)[:most] if most > 0 else []
         check_ids("a guess", self.guess, self.vocab)
@@ -119,7 +120,8 @@ class _Row:
         that it releases, and why the answer ends, if it does."""
         made = []
         for scores, told in zip(logits, [*self.guess, None], strict=True):
-            choice, text, reason = self._choose(scores)
+            choice, text, reason = self.writer.write(scores, self.ids)
+            self.ids.append(choice.token)
             made.append((choice, text, reason))
             if reason is not None or choice.token != told:
                 break
@@ -128,18 +130,6 @@ class _Row:
         self.guessed, self.accepted = self.guessed + len(self.guess), self.accepted + len(made) - 1
         self.read, self.guess = len(self.ids) - 1, []
         return made
-
-    def _choose(self, logits: Tensor) -> tuple[Choice, str, FinishReason | None]:
-        choice = self.sampler.choose(logits, self.ids)
-        self.ids.append(choice.token)
-        full = self.sampler.made == self.request.limit
-        if choice.token in self.request.settings.ends:
-            return choice, self.text.finish(), "length" if full and self.request.settings.forced_last else "stop"
-        text = self.text.push(choice.token)
-        if not self.text.stopped and full:
-            text += self.text.finish()
-            return choice, text, "stop" if self.text.stopped else "length"
-        return choice, text, "stop" if self.text.stopped else None
 
 
 def _run(model: Transformer, rows: list[_Row], cache: Cache | None, chunk: int) -> Iterator[Step]:
@@ -202,6 +192,6 @@ def _leave(rows: list[_Row], finished: set[int], cache: Cache) -> list[_Row]:
 
 def _end(watch: Watch, row: _Row, now: Moment, reason: FinishReason) -> End:
     prompt = len(row.request.source) or len(row.request.prompt) - row.held
-    steps = row.sampler.made - 1 - row.accepted
+    steps = row.writer.sampler.made - 1 - row.accepted
     timing = watch.timing(row.first or now, now, prompt, steps, row.guessed, row.accepted)
-    return End(reason, timing, row.sampler.seed)
+    return End(reason, timing, row.writer.sampler.seed)

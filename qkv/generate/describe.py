@@ -9,8 +9,8 @@ if TYPE_CHECKING:
 DRAWING = ("temperature", "top_k", "top_p", "min_p")
 SEARCHING = ("beams", "length_penalty", "early_stopping", "n_best")
 SHAPING = (
-    *("repetition_penalty", "no_repeat_ngram", "bad_words", "min_tokens", "min_length"),
-    *("forced_first", "forced_last", "suppress", "suppress_first"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "no_repeat_ngram", "bad_words"),
+    *("min_tokens", "min_length", "forced_first", "forced_last", "suppress", "suppress_first"),
 )
 REST = ("stop", "stop_tokens", "ignore_eos", "seed", "lookup", "allow_long")
 

@@ -40,6 +40,7 @@ def check_prompt(index: int, prompt: Sequence[int], settings: Settings, model: s
     for name in ("stop_tokens", "suppress", "suppress_first", "forced_last"):
         check_ids(name, getattr(settings, name), model.vocab)
     check_ids("bad_words", [i for word in settings.bad_words for i in word], model.vocab)
+    check_ids("logit_bias", [i for i, _ in settings.logit_bias], model.vocab)
     check_ids("forced_first", () if settings.forced_first is None else (settings.forced_first,), model.vocab)
     if settings.logprobs > model.vocab:
         raise InputError(f"logprobs asks for {settings.logprobs} tokens of a vocabulary of {model.vocab}")

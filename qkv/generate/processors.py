@@ -1,10 +1,12 @@
 """What acts on the scores of the next token before it is chosen. V  vocabulary
 
-Which there are, what each does and in which order is transformers' (`_get_logits_processor`); a test holds each to its
-own. Greedy answers and samples give their logits, a beam search its log-probabilities, as there.
+Which there are, what each does and in which order is transformers' (`_get_logits_processor`), and beside them the
+OpenAI API's penalties and biases; a test holds each to its own. Greedy answers and samples give their logits, a beam
+search its log-probabilities, as there.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +26,8 @@ def processors(settings: Settings, prompt: int, limit: int) -> list[Processor]:
     second = prompt == 1 and wish.forced_first is not None
     found: list[tuple[object, Processor]] = [
         (wish.repetition_penalty != 1, Repetition(wish.repetition_penalty)),
+        (wish.presence_penalty or wish.frequency_penalty, Said(prompt, wish.presence_penalty, wish.frequency_penalty)),
+        (wish.logit_bias, Bias(wish.logit_bias)),
         (wish.no_repeat_ngram, NoRepeat(wish.no_repeat_ngram)),
         (words, BadWords(words)),
         (wish.ends and least > prompt, AtLeast(least, wish.ends)),
@@ -45,6 +49,33 @@ class Repetition:
         seen = torch.tensor(list(set(ids)), device=scores.device)
         values = scores[seen]
         return scores.index_copy(0, seen, torch.where(values < 0, values * self.penalty, values / self.penalty))
+
+
+@dataclass(frozen=True)
+class Said:
+    """Off the score of each id that stands behind the prompt: `presence`, and `frequency` for each time it does."""
+
+    prompt: int
+    presence: float
+    frequency: float
+
+    def __call__(self, scores: Tensor, ids: Sequence[int]) -> Tensor:
+        counts = Counter(ids[self.prompt :])
+        if not counts:
+            return scores
+        penalties = [self.presence + self.frequency * count for count in counts.values()]
+        return scores.index_add(0, _index(counts, scores), -scores.new_tensor(penalties))
+
+
+@dataclass(frozen=True)
+class Bias:
+    """A number added to the score of each of these ids."""
+
+    biases: tuple[tuple[int, float], ...]
+
+    def __call__(self, scores: Tensor, ids: Sequence[int]) -> Tensor:
+        ids, values = zip(*self.biases, strict=True)
+        return scores.index_add(0, _index(ids, scores), scores.new_tensor(values))
 
 
 @dataclass(frozen=True)
@@ -120,5 +151,5 @@ def banned(scores: Tensor, tokens: Sequence[int] | set[int]) -> Tensor:
     return scores.index_fill(0, _index(tokens, scores), -torch.inf) if tokens else scores
 
 
-def _index(tokens: Sequence[int] | set[int], scores: Tensor) -> Tensor:
+def _index(tokens: Collection[int], scores: Tensor) -> Tensor:
     return torch.tensor(list(tokens), device=scores.device)

@@ -62,8 +62,8 @@ def nothing_to_choose(value: float, logits: Tensor, count: int) -> InputError | 
     """What to raise where the best score for an answer's token number `count` is `value`, of these logits."""
     if value == -math.inf and math.isfinite(float(logits.max())):
         return InputError(
-            f"nothing is left for token {count} of the answer: suppress, suppress_first, bad_words, no_repeat_ngram and"
-            " min_tokens forbid the whole vocabulary"
+            f"nothing is left for token {count} of the answer: suppress, suppress_first, bad_words, no_repeat_ngram,"
+            " min_tokens and the grammar, if there is one, forbid the whole vocabulary"
         )
     return WeightError(
         f"the model's logits are not numbers any more (token {count} of the answer): its weights hold"

@@ -21,6 +21,7 @@ MOST_STOPS, LONGEST_STOP, MOST_STOP_TOKENS = 64, 1024, 1024  # each is looked fo
 MOST_BEAMS = 1024
 MOST_GUESSES = 1024  # at once
 MOST_IDS = 2**16  # that a list may forbid
+MOST_BIASES, LARGEST_BIAS = 1024, 100.0
 SAMPLING = ("top_k", "top_p", "min_p")
 SEARCHING = ("length_penalty", "early_stopping")
 LIFTS = {"max_tokens": "max_length", "min_tokens": "min_length", "beams": "n_best"}  # the one takes back the other
@@ -40,6 +41,9 @@ class Settings:
     min_p: draw from those at least min_p as likely as the likeliest (arXiv 2407.01082); 0: from all.
     repetition_penalty: tokens of the prompt and the text so far have positive logits divided by it and negative ones
         multiplied (arXiv 1909.05858); 1: none. It acts on greedy decoding too.
+    presence_penalty: taken off the logit of every token that the answer already has, as OpenAI's API; 0: none.
+    frequency_penalty: the same, once for each time that the answer has it. (The prompt counts for neither.)
+    logit_bias: {id: what is added to its logit}; −100 all but forbids a token, 100 all but forces it.
     seed: each prompt's draws depend on it, the token's number and nothing else, so a prompt's text is the same alone,
         in a batch and in any order. None: one for each prompt from torch's global generator; the Generation says it.
     stop: texts that end the answer; they are not part of it.
@@ -74,6 +78,9 @@ class Settings:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_tokens: tuple[int, ...] = ()
@@ -103,6 +110,7 @@ class Settings:
             object.__setattr__(self, name, check.tuple_of(name, getattr(self, name), one))
         words = tuple(check.tuple_of("bad_words", word) for word in self.bad_words)
         object.__setattr__(self, "bad_words", words)
+        object.__setattr__(self, "logit_bias", check.biases("logit_bias", self.logit_bias, MOST_BIASES, LARGEST_BIAS))
         self._check_numbers()
         self._check_lists()
         self._check_search()
@@ -125,6 +133,8 @@ class Settings:
             raise InputError("top_p must be above 0 (temperature 0 is greedy), got 0")
         check.number("min_p", self.min_p, 0.0, 1.0)
         check.number("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
+        check.number("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        check.number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         for name in ("ignore_eos", "allow_long", "renormalize"):
             check.flag(name, getattr(self, name))
         if not isinstance(self.logprobs, bool):

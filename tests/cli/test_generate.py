@@ -43,6 +43,7 @@ def test_json_holds_the_fields_of_a_generation(command: Command, folder: Path) -
 
 def test_every_option_reaches_the_settings(command: Command, folder: Path) -> None:
     options = {"temperature": 0.7, "top-k": 9, "top-p": 0.9, "min-p": 0.05, "repetition-penalty": 1.2, "seed": 3}
+    options |= {"presence-penalty": 0.5, "frequency-penalty": -0.25}
     args = [part for name, value in options.items() for part in (f"--{name}", value)]
     found = command("generate", PROMPT, "-m", folder, "--json", "--stop", "\n\n", "--stop", "x", *args).json
     for name, value in options.items():

@@ -85,6 +85,28 @@ def test_a_forced_first_token_is_transformers(scores: Tensor, ids: list[int]) ->
     assert not processors(Settings(forced_first=4), 2, LIMIT), "behind more than one token it does nothing"
 
 
+@given(SCORES, IDS, st.integers(0, 6), st.floats(-2, 2), st.floats(-2, 2))
+def test_penalties_are_the_openai_apis_formula(
+    scores: Tensor, ids: list[int], prompt: int, presence: float, frequency: float
+) -> None:
+    """logit[j] − count[j] · frequency − (count[j] > 0) · presence, over the answer alone."""
+    wish = Settings(presence_penalty=presence, frequency_penalty=frequency)
+    counts = [ids[prompt:].count(j) for j in range(VOCAB)]
+    expected = [x - n * frequency - (n > 0) * presence for x, n in zip(scores.tolist(), counts, strict=True)]
+    same(ours(scores, ids, wish, prompt), torch.tensor(expected))
+
+
+@given(SCORES, IDS, st.dictionaries(ID, st.floats(-100, 100)))
+def test_a_bias_is_added(scores: Tensor, ids: list[int], biases: dict[int, float]) -> None:
+    expected = torch.tensor([x + biases.get(j, 0) for j, x in enumerate(scores.tolist())])
+    same(ours(scores, ids, Settings(logit_bias=biases)), expected)
+
+
+def test_a_bias_does_not_bring_back_what_is_forbidden() -> None:
+    wish = Settings(logit_bias={2: 100.0}, suppress=(2,))
+    assert ours(torch.zeros(VOCAB), [0], wish)[2] == -math.inf
+
+
 KEYS = {  # without a neutral value among them: whether a processor is there is drawn
     "repetition_penalty": st.sampled_from([0.7, 1.4]),
     "no_repeat_ngram_size": st.integers(1, 3),
@@ -137,6 +159,7 @@ def test_a_plain_greedy_answer_has_none() -> None:
 def test_scores_are_left_as_they_were() -> None:
     scores = torch.zeros(VOCAB)
     wish = Settings(suppress=(1,), no_repeat_ngram=1, repetition_penalty=2.0, bad_words=((2,),))
+    wish = wish.replace(presence_penalty=1.0, logit_bias={4: 1.0})
     assert ours(scores, [0, 3], wish).isneginf().sum() == 4
     assert not scores.isneginf().any()
     assert math.isfinite(float(scores.sum()))

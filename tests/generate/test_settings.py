@@ -20,6 +20,12 @@ WRONG = {
     "top_p": [0, -0.1, 2, math.nan, True, "1", None],
     "min_p": [-0.1, 1.1, math.nan, True],
     "repetition_penalty": [0, -1, math.inf, math.nan, 1e9, True],
+    "presence_penalty": [-2.1, 3, math.inf, math.nan, True, None],
+    "frequency_penalty": [-2.1, 3, math.inf, math.nan, "1", None],
+    "logit_bias": [
+        *(5, None, "ab", [5], {5: 101}, {5: math.nan}, {5: "1"}, {-1: 0}, {"5": 1}, {True: 1}, {1.5: 1}),
+        *([(5, 1), (5, 2)], [(5, 1, 2)], dict.fromkeys(range(1025), 0.0)),
+    ],
     "seed": [-1, 2**65, 0.5, True],
     "stop": ["", [""], [1], 5, ["x"] * (MOST_STOPS + 1), ["x" * (LONGEST_STOP + 1)], b"x", None],
     "stop_tokens": [5, [-1], [True], ["a"], [2**63], list(range(5000)), "ab"],
@@ -49,6 +55,9 @@ RIGHT = {
     "top_k": [0, 1, 10**6],
     "top_p": [1e-9, 1, 1.0],
     "min_p": [0, 1],
+    "presence_penalty": [-2, 0, 2.0],
+    "frequency_penalty": [-2, 0, 2.0],
+    "logit_bias": [{}, {0: -100, 5: 100.0}, [(5, 1)], dict.fromkeys(range(1024), 0.0)],
     "seed": [0, None, 2**63 - 1],
     "stop": ["x", ["x", "y"], ("x",), []],
     "stop_tokens": [[0, 1], ()],
@@ -89,6 +98,14 @@ def test_any_value_at_all_is_taken_or_an_input_error(name: str, value: object) -
         assert getattr(Settings(**{name: value}), name) in (value, (value,))
     with suppress(InputError, ConfigError):
         Settings.of({}, **{name: value})
+
+
+def test_biases_are_held_as_pairs() -> None:
+    wish = Settings(logit_bias={5: -100, 3: 1.5})
+    assert wish.logit_bias == ((5, -100.0), (3, 1.5))
+    assert wish == Settings(logit_bias=[(5, -100), (3, 1.5)])
+    assert hash(wish) == hash(wish.replace())
+    assert "logit_bias 5, -100, 3, 1.5 (given)" in wish.describe()
 
 
 def test_an_unknown_argument_is_an_error_with_a_suggestion() -> None:
