@@ -4,10 +4,10 @@
                           [--scale 0.25] [--data recipes/data] [--json bench/results/DATE-serve.json]
 
 Requests have the lengths of the Azure LLM inference trace 2023, times `--scale`, and pieces of WikiText-2 as prompts
-(`--data`: the folder that has both); the same ones go to every server, as texts, greedy. At each rate they arrive as a
-Poisson process for `--seconds`, whatever became of those before; what is open `--wait` seconds after the last one is
-given up (and counts with the time it has waited). At last `--burst` requests arrive at once: that is saturation, and
-all may take as long as they need.
+(`--data`: the folder that has both); the same ones go to every server, as texts, greedy. Each load has others, so no
+server can have seen a prompt before. At each rate they arrive as a Poisson process for `--seconds`, whatever became of
+those before; what is open `--wait` seconds after the last one is given up (and counts with the time it has waited). At
+last `--burst` requests arrive at once: that is saturation, and all may take as long as they need.
 
 One server runs at a time, pinned to `--threads` processors, and is warmed up; the client runs on the same ones. Time to
 first token (TTFT) is from when a request was due to its first text; between tokens is from one piece of text to the
@@ -78,13 +78,14 @@ def measure(name: str, setup: Setup, args: argparse.Namespace, tokenizer: Tokeni
     print(f"{name}: answers after {server.started:.1f} s", file=sys.stderr)
     found: dict[str, Any] = {"started s": server.started, "loads": {}}
     try:
-        warm = requests(args.data, tokenizer, 4, **shape, seed=args.seed + 1)
+        warm = requests(args.data, tokenizer, 4, **shape, seed=args.seed)
         answers, _ = asyncio.run(offer(args.port, [server.body(r.prompt, 16) for r in warm], [0.0] * 4, args.patience))
         broken = [answer.error for answer in answers if answer.error or not answer.ended]
         if broken:
             raise RuntimeError(f"its first answers fail: {broken[0]}\n{server.printed()}")
-        for rate in args.rates:
-            wanted = requests(args.data, tokenizer, max(4, round(rate * args.seconds)), **shape, seed=args.seed)
+        for i, rate in enumerate(args.rates, 1):
+            count = max(4, round(rate * args.seconds))
+            wanted = requests(args.data, tokenizer, count, **shape, seed=args.seed + i)
             now = found["loads"][f"{rate:g}/s"] = load_of(server, wanted, rate, args.wait)
             print(f"{name} at {rate:g}/s: {line(now)}", file=sys.stderr)
             if now["open"]:
@@ -92,7 +93,7 @@ def measure(name: str, setup: Setup, args: argparse.Namespace, tokenizer: Tokeni
                 server = Server(name, setup, args.port)
             if now["open"] > MOST_OPEN * now["requests"]:
                 break
-        wanted = requests(args.data, tokenizer, args.burst, **shape, seed=args.seed)
+        wanted = requests(args.data, tokenizer, args.burst, **shape, seed=args.seed + 1000)
         now = found["loads"][SATURATED] = load_of(server, wanted, float("inf"), args.patience)
         print(f"{name}, {SATURATED}: {line(now)}", file=sys.stderr)
     finally:
