@@ -38,6 +38,7 @@ def serve(
     ] = "QKV_API_KEY",
     grace: Annotated[float, typer.Option(min=0, help="Seconds that open answers get when it is told to stop.")] = 30.0,
     page: Annotated[bool, typer.Option(help="The page to chat with a model and look into it, at /.")] = True,
+    replicas: Annotated[int, typer.Option(min=1, help="Servers of the one model behind one port, by Ray Serve.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and serve nothing.")] = False,
     dtype: answer.Dtype = None,
     device: answer.Device = None,
@@ -60,7 +61,12 @@ def serve(
     if dry_run:
         _dry_run({name: answer.load(ref, dtype, device, threads) for name, ref in wanted.items()}, options, sizes, json)
         return
-    raise typer.Exit(_run(wanted, options, sizes, (dtype, device, threads), json))
+    how = (dtype, device, threads)
+    if replicas > 1:
+        from qkv.serve.replicas import serve_replicas
+
+        raise typer.Exit(serve_replicas(wanted, options, sizes, how, replicas, api_key_env))
+    raise typer.Exit(_run(wanted, options, sizes, how, json))
 
 
 def names_of(refs: Sequence[str]) -> dict[str, str]:

@@ -65,3 +65,9 @@ def test_names(tmp_path: Path) -> None:
     assert names_of(["pypi:a==1.0"]) == {"pypi:a==1.0": "pypi:a==1.0"}
     with pytest.raises(InputError, match="other="):
         names_of([str(folder), f"my-model={folder}"])
+
+
+def test_replicas_are_of_one_model(command: Command, folder: Path) -> None:
+    ran = command("serve", folder, f"other={folder}", "--replicas", 2)
+    assert ran.code == 1
+    assert "one model" in ran.err
