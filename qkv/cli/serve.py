@@ -33,6 +33,10 @@ def serve(
     ] = None,
     max_running: Annotated[int, typer.Option(min=1, help="Answers that are computed at the same time.")] = 64,
     max_waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are told to come back.")] = 256,
+    budget: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens that a step reads, prompts in pieces of it; a GPU wants more. [default: 192]"),
+    ] = None,
     api_key_env: Annotated[
         str, typer.Option(metavar="NAME", help="Variable of the environment with the API keys, commas between.")
     ] = "QKV_API_KEY",
@@ -58,6 +62,7 @@ def serve(
     options = Options(host=host, port=port, keys=keys_from(api_key_env), grace=grace, page=page)
     options.check_open(api_key_env)
     sizes = {"cache": cache, "most_running": max_running, "most_waiting": max_waiting}
+    sizes |= {} if budget is None else {"budget": budget}
     if dry_run:
         _dry_run({name: answer.load(ref, dtype, device, threads) for name, ref in wanted.items()}, options, sizes, json)
         return

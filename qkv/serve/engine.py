@@ -24,6 +24,7 @@ from qkv.serve.memory import plan_memory
 from qkv.serve.state import Counts, Finished, State, View
 
 T = TypeVar("T")
+BUDGET = 192  # tokens a step: more are read no faster by a CPU, and whoever waits for the next token waits longer
 
 
 class Engine:
@@ -42,7 +43,7 @@ class Engine:
         name: str,
         cache: int | str | None = None,
         page: int = 16,
-        budget: int = 512,
+        budget: int = BUDGET,
         most_running: int = 64,
         most_waiting: int = 256,
         most_calls: int = 64,
