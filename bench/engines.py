@@ -15,6 +15,7 @@ ctranslate2    the dequantized numbers in its int8 (a scale a row), timed by its
 
 from __future__ import annotations
 
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -77,7 +78,8 @@ class Qkv(Stepwise):
 
         torch.set_num_threads(threads)
         self.model, self.chunk = load(model), Settings().prefill_chunk
-        self.about = "; ".join([f"torch {torch.__version__}", reason(), *self.model.notes])
+        how = re.sub(r" \(/[^)]*\)", "", reason())  # results don't say where somebody's files lie
+        self.about = "; ".join([f"torch {torch.__version__}", how, *self.model.notes])
 
     def start(self, batch: int, length: int) -> None:
         from qkv.generate.step import Reader, new_cache
