@@ -169,7 +169,8 @@ def serve(args: argparse.Namespace, log: Any) -> tuple[subprocess.Popen[bytes], 
         except httpx.TransportError:
             pass
         if server.poll() is not None or time.monotonic() > end:
-            raise SystemExit(f"the server doesn't start: {server.poll()}")
+            server.kill()
+            raise SystemExit(f"the server doesn't start: {server.wait()}")
         time.sleep(0.2)
 
 

@@ -34,9 +34,8 @@ def serve(
     max_running: Annotated[int, typer.Option(min=1, help="Answers that are computed at the same time.")] = 64,
     max_waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are told to come back.")] = 256,
     budget: Annotated[
-        int | None,
-        typer.Option(min=1, help="Tokens that a step reads, prompts in pieces of it; a GPU wants more. [default: 192]"),
-    ] = None,
+        int, typer.Option(min=1, help="Tokens that a step reads, prompts in pieces of it; a GPU wants more.")
+    ] = 192,
     api_key_env: Annotated[
         str, typer.Option(metavar="NAME", help="Variable of the environment with the API keys, commas between.")
     ] = "QKV_API_KEY",
@@ -61,16 +60,18 @@ def serve(
     wanted = names_of(models or [DEFAULT_MODEL])
     options = Options(host=host, port=port, keys=keys_from(api_key_env), grace=grace, page=page)
     options.check_open(api_key_env)
-    sizes = {"cache": cache, "most_running": max_running, "most_waiting": max_waiting}
-    sizes |= {} if budget is None else {"budget": budget}
+    sizes = {"cache": cache, "budget": budget, "most_running": max_running, "most_waiting": max_waiting}
     if dry_run:
         _dry_run({name: answer.load(ref, dtype, device, threads) for name, ref in wanted.items()}, options, sizes, json)
         return
     how = (dtype, device, threads)
     if replicas > 1:
-        from qkv.serve.replicas import serve_replicas
+        from qkv.serve.replicas import plan_of, serve_replicas
 
-        raise typer.Exit(serve_replicas(wanted, options, sizes, how, replicas, api_key_env))
+        plan = plan_of(wanted, options, sizes, how, replicas, api_key_env)
+        if json:
+            print_json({"url": f"http://{host}:{port}", "models": [{"name": plan.name}], "replicas": replicas})
+        raise typer.Exit(serve_replicas(plan, replicas))
     raise typer.Exit(_run(wanted, options, sizes, how, json))
 
 
@@ -129,14 +130,17 @@ def _dry_run(models: "dict[str, Model]", options: "Options", sizes: dict[str, An
     """What serving them would take."""
     from qkv import spec
     from qkv.serve.memory import plan_memory
+    from qkv.serve.pages import Pages
+    from qkv.serve.scheduler import Scheduler
 
-    cache, running = sizes["cache"], sizes["most_running"]
+    limits = {**dataclasses.asdict(options), "keys": len(options.keys), **sizes}
+    cache, running = limits.pop("cache"), sizes["most_running"]
     plans = {}
     for name, model in models.items():
         generates = model.decoder is not None and isinstance(model.spec.head, spec.LMHead)
         plans[name] = plan_memory(model, cache=cache, most_running=running, generates=generates)
-    limits = {**dataclasses.asdict(options), "keys": len(options.keys), **sizes}
-    del limits["cache"]
+        if generates:  # what an engine would refuse
+            Scheduler(Pages(1), **{size: sizes[size] for size in ("budget", "most_running", "most_waiting")})
     if json:
         found = {
             name: {**dataclasses.asdict(plan), "tokens": plan.tokens, "cache": plan.cache_bytes}

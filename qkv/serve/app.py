@@ -1,7 +1,7 @@
 """The application: OpenAI's routes over engines, behind the checks that every request passes.
 
-From the outside in: a request's id, its line in the log and what becomes of errors nobody caught (`log`); the API key
-(`auth`); its body (`limits`); the routes. Nothing here loads a model or listens: that is `qkv.serve.run`.
+From the outside in: a request's id, its line in the log and what becomes of errors nobody caught (`log`); who may
+ask (`auth`); its body (`limits`); the routes. Nothing here loads a model or listens: that is `qkv.serve.run`.
 """
 
 from collections.abc import Mapping
@@ -28,9 +28,9 @@ def build(engines: Mapping[str, Engine], options: Options | None = None, log: Lo
     app.include_router(Metrics(engines).router())
     if options.page:
         app.include_router(page.router())
-        app.include_router(look.router(engines))
+        app.include_router(look.router(models))
     errors.install(app)
     app.add_middleware(Body, options=options)
-    app.add_middleware(Auth, keys=options.keys)
+    app.add_middleware(Auth, options=options)
     app.add_middleware(Requests, log=Log() if log is None else log)
     return app

@@ -1,17 +1,20 @@
-"""Who may ask: API keys, compared in constant time, for every route but the few that hold nothing."""
+"""Who may ask: API keys, compared in constant time, for every route but the few that hold nothing; and without keys
+whoever is on this machine, but no page of another site that a browser shows here."""
 
 import hashlib
 import hmac
 import os
-from collections.abc import Sequence
+import re
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from qkv.serve.errors import response
+from qkv.serve.options import Options, is_loopback
 
 OPEN = frozenset({"/health", "/"})  # "/" is the page's fixed text; what it shows comes from closed routes
+_OWN = (".localhost", ".internal")  # nobody can register such names; containers call their host by one
 _SECRET = os.urandom(32)  # of this process: a salt can't be computed by who knows a key alone
 
 
@@ -28,17 +31,26 @@ class Tenant:
 
 
 class Auth:
-    """ASGI middleware: 401 without a key. The tenant is then in `request.state.tenant`."""
+    """ASGI middleware: 401 without a key. The tenant is then in `request.state.tenant`.
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str] = ()) -> None:
+    Where nobody needs a key, on the loopback, 403 for a Host that isn't this machine's: a site can have its own name
+    mean 127.0.0.1, and its page could then ask and read as if the server were the site's (DNS rebinding)."""
+
+    def __init__(self, app: ASGIApp, options: Options) -> None:
         self.app = app
-        self.tenants = [Tenant(f"key-{i}", _digest(key)) for i, key in enumerate(keys, 1)]
+        self.tenants = [Tenant(f"key-{i}", _digest(key)) for i, key in enumerate(options.keys, 1)]
+        self.local = not options.keys and is_loopback(options.host)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        tenant = self._tenant(Headers(scope=scope).get("authorization", "")) if self.tenants else Tenant()
+        headers = Headers(scope=scope)
+        if self.local and not is_own(headers.get("host", "")):
+            why = "this server is for its own machine: ask 127.0.0.1 or localhost, or give it an API key"
+            await response(403, why, code="foreign_host")(scope, receive, send)
+            return
+        tenant = self._tenant(headers.get("authorization", "")) if self.tenants else Tenant()
         if tenant is None and scope["path"] not in OPEN:
             refusal = response(401, "no valid API key: send it as 'Authorization: Bearer KEY'", code="invalid_api_key")
             await refusal(scope, receive, send)
@@ -52,6 +64,12 @@ class Auth:
         given = _digest(key.strip())
         found = [tenant for tenant in self.tenants if hmac.compare_digest(tenant.digest, given)]
         return found[0] if found and scheme.lower() == "bearer" else None
+
+
+def is_own(host: str) -> bool:
+    """Does a Host header name the machine that it is sent on? (None at all: no browser sent it.)"""
+    name = re.sub(r":\d*$", "", host.lower())
+    return not host or is_loopback(name) or name.endswith(_OWN)
 
 
 def _digest(key: str) -> bytes:

@@ -20,7 +20,7 @@ from qkv.serve.memory import Memory
 from qkv.serve.pages import Inconsistent, Pages
 from qkv.serve.plan import Plan, Row
 from qkv.serve.runner import Runner
-from qkv.serve.scheduler import Full, Scheduler
+from qkv.serve.scheduler import BUDGET, MOST_RUNNING, MOST_WAITING, Full, Scheduler
 from qkv.serve.sequence import Sequence
 from qkv.serve.state import Counts, View
 
@@ -38,9 +38,9 @@ class Batcher:
         memory: Memory,
         counts: Counts,
         *,
-        budget: int = 512,
-        most_running: int = 64,
-        most_waiting: int = 256,
+        budget: int = BUDGET,
+        most_running: int = MOST_RUNNING,
+        most_waiting: int = MOST_WAITING,
     ) -> None:
         self.runner = Runner(model, memory.pages, memory.page)
         self.counts, self.jobs = counts, dict[str, Job]()
@@ -53,6 +53,18 @@ class Batcher:
         self._before, self._strikes = Counter[str](), 0
         self.scheduler = self._fresh()
         self.view = self._look()
+
+    def warm_up(self, job: Job, turned: Callable[[], None]) -> None:
+        """Do a job of which nothing is told or counted; `turned` after each turn. It raises what goes wrong with it."""
+        kept, failed = (self.counts, self.over), list[Exception]()
+        self.counts, self.over = Counts(), lambda job, reason, error: failed.extend([error] if error else [])
+        self.add(job)
+        while self.turn():
+            turned()
+        (self.counts, self.over), self.scheduler = kept, self._fresh()
+        self.view = self._look()
+        if failed:
+            raise failed[0]
 
     # ---------------------------------------------------------------- what comes and goes
 
@@ -144,7 +156,7 @@ class Batcher:
 
     def _alone(self, plan: Plan, wanted: list[int]) -> list[Tensor | None]:
         """A step that failed, row by row: only those fail that fail alone too."""
-        self.runner.cache.copy(plan.copies)  # once: a row that is done has written to its copy
+        self.runner.cache.copy(plan.copies)  # those that are left: all, if it failed before they were done, or none
         read: list[Tensor | None] = []
         for row, mine in zip(plan.rows, wanted, strict=True):
             sources = [text for text in plan.sources if text is row.sequence]
@@ -230,6 +242,7 @@ class Batcher:
         self._answers.clear()
         for job in list(self.jobs.values()):
             self.fail(job, error, 500)
+        self.view = self._look()
         if self._strikes >= MOST_STRIKES:
             raise error
 

@@ -54,10 +54,10 @@ class Plain:
 
 
 class Auto:
-    """Calls between tags, or an answer that is nothing but calls."""
+    """Calls between tags, or an answer that is nothing but calls. `most`: of several only so many are given."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = frozenset(names)
+    def __init__(self, names: Sequence[str], most: int | None = None) -> None:
+        self.names, self.most = frozenset(names), most
         self._calls = 0
         self._spaces: list[str] = []  # before a tag these are none of the answer's
         self._held = ""  # the beginning of a tag, perhaps
@@ -132,6 +132,8 @@ class Auto:
             yield otherwise
             return
         for name, arguments in calls:
+            if self._calls == self.most:
+                return
             yield Begin(self._calls, new_id(), name)
             yield Arguments(self._calls, json.dumps(arguments, ensure_ascii=False))
             self._calls += 1

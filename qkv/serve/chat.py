@@ -1,6 +1,7 @@
 """POST /v1/chat/completions."""
 
 import asyncio
+import json
 import re
 import secrets
 import time
@@ -8,7 +9,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from qkv.errors import InputError
 from qkv.serve import tools
@@ -18,7 +19,7 @@ from qkv.serve.errors import Refused
 from qkv.serve.events import Ended, Piece, Scored
 from qkv.serve.schemas_chat import ChatRequest, Message, Messages, Tool
 from qkv.serve.served import Models, Served, grammar_of, salt
-from qkv.serve.stream import Answers, EventStream, Total
+from qkv.serve.stream import Answers, Total, answered
 from qkv.serve.words import finite
 from qkv.strict_json import parse_json
 
@@ -29,17 +30,10 @@ def router(models: Models) -> APIRouter:
 
     @routes.post("/v1/chat/completions", summary="Answer a conversation", response_model=None)
     async def chat(body: ChatRequest, request: Request) -> Response:
-        served = models.find(body.model)
-        models.note(request, model=served.name)
+        served = models.asked(body.model, request)
         ask = await asyncio.to_thread(_ask, served, body, request, models.options.template_variables)
         reply = ChatReply(served, body)
-        answers = Answers(served.engine, [ask], request, models.options)
-        await answers.start()
-        if body.stream:
-            return EventStream(answers, reply.chunks(answers))
-        async with answers:
-            whole = await reply.whole(answers)
-        return JSONResponse(whole)
+        return await answered(reply, Answers(served.engine, [ask], request, models.options), body.stream)
 
     return routes
 
@@ -76,7 +70,7 @@ def prompt_of(
     """The ids of a conversation by the model's chat template. `answer`: up to where the assistant's begins.
 
     InputError: a template variable that isn't allowed, tools for a template without them; Refused: more messages than
-    tokens fit; and as `Tokenizer.chat`."""
+    tokens fit, or longer ones (`check_length`); and as `Tokenizer.chat`."""
     for name in kwargs or ():
         if name not in variables:
             known = ", ".join(variables) or "none"
@@ -88,6 +82,7 @@ def prompt_of(
     if offered and not _takes_tools(served.tokenizer.chat_templates):
         raise InputError(f"tools: the chat template of {served.name!r} has no place for them")
     turns = [_plain(message, i) for i, message in enumerate(messages)]
+    served.check_length("messages", (json.dumps(one, ensure_ascii=False) for one in [*turns, *given.get("tools", ())]))
     return served.tokenizer.chat(turns, add_generation_prompt=answer, **given, **(kwargs or {}))
 
 

@@ -9,14 +9,14 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from qkv.errors import InputError
 from qkv.serve.ask import Ask
 from qkv.serve.events import Ended, Piece, Prompt, Scored
 from qkv.serve.schemas_text import CompletionRequest
 from qkv.serve.served import Models, Served, grammar_of, salt
-from qkv.serve.stream import Answers, EventStream, Total
+from qkv.serve.stream import Answers, Total, answered
 from qkv.serve.words import LEAST, Words, finite
 
 MAX_TOKENS = 16  # where the client names no number, as the API has it
@@ -28,17 +28,10 @@ def router(models: Models) -> APIRouter:
 
     @routes.post("/v1/completions", summary="Continue a text", response_model=None)
     async def completions(body: CompletionRequest, request: Request) -> Response:
-        served = models.find(body.model)
-        models.note(request, model=served.name)
+        served = models.asked(body.model, request)
         prompts, asks = await asyncio.to_thread(_asks, served, body, request)
         reply = CompletionReply(served, body, prompts)
-        answers = Answers(served.engine, asks, request, models.options)
-        await answers.start()
-        if body.stream:
-            return EventStream(answers, reply.chunks(answers))
-        async with answers:
-            whole = await reply.whole(answers)
-        return JSONResponse(whole)
+        return await answered(reply, Answers(served.engine, asks, request, models.options), body.stream)
 
     return routes
 
@@ -67,11 +60,13 @@ def _asks(served: Served, body: CompletionRequest, request: Request) -> tuple[li
 
 
 def ids_of(served: Served, given: str | Sequence[Any], field: str) -> list[list[int]]:
-    """One text, ids, several texts or several lists of ids, as lists of ids. InputError: one beyond the vocabulary."""
-    if isinstance(given, str):
-        return [served.tokenizer.encode(given)]
+    """One text, ids, several texts or several lists of ids, as lists of ids. InputError: one beyond the vocabulary;
+    Refused: as `check_length`."""
+    given = [given] if isinstance(given, str) else given
     if isinstance(given[0], str):
-        return served.tokenizer.encode_batch(given)
+        for text in given:
+            served.check_length(field, [text])
+        return served.encode(given)
     rows = [list(given)] if isinstance(given[0], int) else [list(row) for row in given]
     vocab = served.engine.model.spec.vocab
     for row in rows:
@@ -118,7 +113,7 @@ class CompletionReply:
         self.served, self.body = served, body
         self.each = body.answers if asked(body) else 1
         self.count = len(prompts) * self.each
-        self.echo = [self._text(ids) for ids in prompts] if body.echo else [""] * len(prompts)
+        self.echo = self._texts(prompts) if body.echo else [""] * len(prompts)
         self.legacy: list[Legacy] | None = None
         if body.logprobs is not None:
             self.legacy = [Legacy(served.words, body.logprobs) for _ in range(self.count)]
@@ -126,9 +121,13 @@ class CompletionReply:
         about = {"model": served.name, "system_fingerprint": served.fingerprint}
         self.frame: dict[str, Any] = {"created": int(time.time()), **about}
 
-    def _text(self, ids: list[int]) -> str:
+    def _texts(self, prompts: Sequence[list[int]]) -> list[str]:
+        """The prompts as they came, or what their ids are."""
+        given = [self.body.prompt] if isinstance(self.body.prompt, str) else self.body.prompt
         tokenizer = self.served.engine.model.tokenizer
-        return "" if tokenizer is None else tokenizer.decode(ids)
+        return [text for text in given if isinstance(text, str)] or [
+            "" if tokenizer is None else tokenizer.decode(ids) for ids in prompts
+        ]
 
     def _choice(self, i: int, text: str, tokens: Sequence[Scored] | None, reason: str | None) -> dict[str, Any]:
         told = None if self.legacy is None or tokens is None else self.legacy[i].shape(tokens)

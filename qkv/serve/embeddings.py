@@ -20,7 +20,7 @@ from qkv.serve.completions import ids_of
 from qkv.serve.errors import Gone, Refused, param_of
 from qkv.serve.options import Options
 from qkv.serve.schemas_text import EmbeddingRequest
-from qkv.serve.served import Models, Served, lasts
+from qkv.serve.served import Models, Served, check_length, lasts
 from qkv.tasks.embed import TooLong, embed
 from qkv.tasks.windows import limit
 
@@ -34,8 +34,7 @@ def router(models: Models) -> APIRouter:
 
     @routes.post("/v1/embeddings", summary="Turn texts into vectors", response_model=None)
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
-        served = models.find(body.model)
-        models.note(request, model=served.name)
+        served = models.asked(body.model, request)
         _check(served, body)
         vectors, tokens = await _vectors(served, body, request, models.options)
         models.note(request, prompt_tokens=tokens, inputs=len(vectors))
@@ -63,6 +62,8 @@ async def _vectors(
     given = body.input
     if isinstance(given, str) or isinstance(given[0], str):
         texts = [given] if isinstance(given, str) else list(given)
+        for i, text in enumerate(texts):
+            check_length(f"input[{i}]", [text], limit(served.engine.model.spec).size)
         works = [_of_texts(texts[i : i + AT_ONCE], i) for i in range(0, len(texts), AT_ONCE)]
     else:
         rows = ids_of(served, given, "input")

@@ -21,10 +21,10 @@ from qkv.serve.intake import Intake
 from qkv.serve.job import Job
 from qkv.serve.loop import Loop
 from qkv.serve.memory import plan_memory
+from qkv.serve.scheduler import BUDGET, MOST_RUNNING, MOST_WAITING
 from qkv.serve.state import Counts, Finished, State, View
 
 T = TypeVar("T")
-BUDGET = 192  # tokens a step: more are read no faster by a CPU, and whoever waits for the next token waits longer
 
 
 class Engine:
@@ -44,8 +44,8 @@ class Engine:
         cache: int | str | None = None,
         page: int = 16,
         budget: int = BUDGET,
-        most_running: int = 64,
-        most_waiting: int = 256,
+        most_running: int = MOST_RUNNING,
+        most_waiting: int = MOST_WAITING,
         most_calls: int = 64,
         seed: int | None = None,
         grammar_seconds: float = 1.0,

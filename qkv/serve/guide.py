@@ -138,7 +138,7 @@ class Compiler:
 
 class _Task:
     def __init__(self, grammar: Grammar) -> None:
-        self.grammar, self.asked = grammar, perf_counter()
+        self.grammar, self.asked, self.wanted = grammar, perf_counter(), True
         self.began: float | None = None
         self.result: Compiled | InputError | None = None
 
@@ -176,17 +176,20 @@ class Guides(Generic[K]):
         """Those that are compiled, wrong or too late since the last call."""
         found = [(key, result) for key, task in self._tasks.items() if (result := self._result(task)) is not None]
         for key, result in found:
-            grammar = self._tasks.pop(key).grammar
+            task = self._tasks.pop(key)
+            task.wanted = False
             if isinstance(result, Compiled):
-                self._kept[grammar] = result
-                self._kept.move_to_end(grammar)
+                self._kept[task.grammar] = result
+                self._kept.move_to_end(task.grammar)
                 if len(self._kept) > KEPT:
                     self._kept.popitem(last=False)
         return found
 
     def forget(self, key: K) -> None:
-        """Nobody waits for it any more."""
-        self._tasks.pop(key, None)
+        """It waits no longer. What nobody waits for is not compiled, if it has not begun: it would hold others up."""
+        task = self._tasks.pop(key, None)
+        if task is not None:
+            task.wanted = task in self._tasks.values()
 
     def close(self) -> None:
         """Let the threads end."""
@@ -195,12 +198,14 @@ class Guides(Generic[K]):
         self._threads = []
 
     def _result(self, task: _Task) -> Compiled | InputError | Full | None:
-        now = perf_counter()
-        if task.result is None and task.began is not None and now - task.began > self._seconds:
+        now, began = perf_counter(), task.began  # once: its thread may be changing it
+        if task.result is not None:
+            return task.result
+        if began is not None and now - began > self._seconds:
             return InputError(f"grammar: it takes more than {self._seconds:g} s to compile; give a simpler one")
-        if task.result is None and task.began is None and now - task.asked > PATIENCE * self._seconds:
+        if began is None and now - task.asked > PATIENCE * self._seconds:
             return Full("too many grammars wait to be compiled; try again later")
-        return task.result
+        return None
 
     def _start(self) -> None:
         if len(self._threads) < WORKERS:
@@ -211,6 +216,8 @@ class Guides(Generic[K]):
     def _work(self) -> None:
         assert self._compiler is not None
         while (task := self._queue.get()) is not None:
+            if not task.wanted:
+                continue
             try:
                 task.began = perf_counter()
                 self._compiler.check(task.grammar)
@@ -220,7 +227,7 @@ class Guides(Generic[K]):
                 task.result = self._compiler.compile(task.grammar)
             except InputError as error:
                 task.result = error
-            except Exception as error:
+            except BaseException as error:  # a panic of llguidance is no Exception, and others need this thread
                 task.result = InputError(f"grammar: it can't be compiled here: {type(error).__name__}: {error}")
 
 

@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -38,7 +38,10 @@ class Log:
         now = time.time()
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
         told = {name: value for name, value in fields.items() if value is not None}
-        print(json.dumps({"time": stamp, "event": event, **told}, default=str), file=self.stream, flush=True)
+        line = json.dumps({"time": stamp, "event": event, **told}, default=str)
+        with suppress(OSError, ValueError):  # whoever read it is gone: no reason to fail requests, or an engine
+            self.stream.write(f"{line}\n")  # at once: engines write here too, each in a thread of its own
+            self.stream.flush()
 
     def since(self) -> float:
         """Seconds since the log was opened."""
@@ -61,9 +64,10 @@ class Lines(logging.Handler):
         self.log = log
 
     def emit(self, record: logging.LogRecord) -> None:
-        """One line a record, its traceback in it."""
-        trace = None if record.exc_info is None else where_from(record.exc_info[1])
-        self.log.write("library", name=record.name, level=record.levelname, message=record.getMessage(), trace=trace)
+        """One line a record, with the error that it tells of and where that comes from."""
+        failure = record.exc_info[1] if record.exc_info else None
+        about = {"name": record.name, "level": record.levelname, "message": record.getMessage()}
+        self.log.write("library", **about, **({} if failure is None else _failed(failure)))
 
 
 class Requests:
@@ -108,21 +112,23 @@ class Requests:
     def _line(
         self, scope: Scope, id: str, status: int, seconds: float, record: dict[str, Any], failure: BaseException | None
     ) -> None:
-        error = trace = None
+        why: dict[str, Any] = {}
         if failure is not None:
             code, error = told(failure)[:2]
-            if code == 500:
-                error = f"{type(failure).__name__}: {failure}"
-                trace = where_from(failure)
+            why = _failed(failure) if code == 500 else {"error": error}
         tenant = getattr(scope["state"].get("tenant"), "name", None) or None
         where = {"method": scope["method"], "path": scope["path"][:_LONGEST], "status": status or None}
-        self.log.write("request", id=id, **where, seconds=seconds, tenant=tenant, **record, error=error, trace=trace)
+        self.log.write("request", id=id, **where, seconds=seconds, tenant=tenant, **record, **why)
 
 
-def where_from(error: BaseException | None) -> list[str]:
+def _failed(error: BaseException) -> dict[str, Any]:
+    return {"error": f"{type(error).__name__}: {error}", "trace": where_from(error)}
+
+
+def where_from(error: BaseException) -> list[str]:
     """The frames of a traceback, a line each. (Without the source's text: to mark a place in it `traceback` parses it
     anew, which two threads of Python 3.11 must not do at the same time.)"""
-    frames = [] if error is None else traceback.walk_tb(error.__traceback__)
+    frames = traceback.walk_tb(error.__traceback__)
     return [f"{frame.f_code.co_filename}:{line} in {frame.f_code.co_name}" for frame, line in frames]
 
 

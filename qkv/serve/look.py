@@ -23,12 +23,13 @@ from anyio import to_thread
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from qkv.errors import InputError, NotFound, TokenizerError
+from qkv.errors import InputError
 from qkv.inputs.text import Tokenizer
 from qkv.model import Model
 from qkv.serve.engine import Engine
 from qkv.serve.maps import MOST_BYTES, MOST_TOKENS, Maps, most_tokens, one_head, parts, recorded, size_of, summary
 from qkv.serve.scheduler import Full
+from qkv.serve.served import Models, Served
 
 MOST_TEXT = 50_000  # characters
 MOST_WAITING = 8
@@ -62,31 +63,31 @@ class AttentionAsk(_Ask):
     head: int | None = Field(None, ge=0)
 
 
-def router(engines: Mapping[str, Engine]) -> APIRouter:
-    """The routes above, over these engines."""
+def router(models: Models) -> APIRouter:
+    """The routes above, over these models."""
     made, recordings = APIRouter(prefix="/look"), Recordings()
 
     @made.get("/models")
-    def models() -> list[dict[str, Any]]:
-        return [about(engine) for engine in engines.values()]
+    def several() -> list[dict[str, Any]]:
+        return [about(engine) for engine in models.engines.values()]
 
     @made.get("/state")
     def state() -> list[dict[str, Any]]:
-        found = [engine.state() for engine in engines.values()]
+        found = [engine.state() for engine in models.engines.values()]
         return [{field.name: _plain(getattr(one, field.name)) for field in dataclasses.fields(one)} for one in found]
 
     @made.post("/tokens")
     def tokens(ask: TokensAsk) -> Response:
-        model = _engine(engines, ask.model).model
-        return _json(in_chat(_tokenizer(model), ask.text) if ask.chat else in_text(_tokenizer(model), ask.text))
+        words = models.find(ask.model).tokenizer
+        return _json(in_chat(words, ask.text) if ask.chat else in_text(words, ask.text))
 
     @made.post("/attention")
     async def attention(ask: AttentionAsk) -> Response:
-        engine = _engine(engines, ask.model)
-        _part(engine.model, ask)
-        ids, target = await to_thread.run_sync(_ids, engine.model, ask)
-        found = await recordings.of(engine, ids, target)
-        return await to_thread.run_sync(_answer, engine, ask, found, ids, target)
+        served = models.find(ask.model)
+        _part(served.engine.model, ask)
+        ids, target = await to_thread.run_sync(_ids, served, ask)
+        found = await recordings.of(served.engine, ids, target)
+        return await to_thread.run_sync(_answer, served.engine, ask, found, ids, target)
 
     return made
 
@@ -224,31 +225,18 @@ def _check_length(model: Model, ids: list[int], target: list[int]) -> None:
         raise InputError(f"text: {longest} tokens are too many to look into at once; this model's limit is {most}")
 
 
-def _ids(model: Model, ask: AttentionAsk) -> tuple[list[int], list[int]]:
+def _ids(served: Served, ask: AttentionAsk) -> tuple[list[int], list[int]]:
+    model = served.engine.model
     if (ask.text is None) == (ask.ids is None):
         raise InputError("text: give either a text or ids")
-    ids = ask.ids if ask.text is None else _tokenizer(model).encode(ask.text)
+    ids = ask.ids if ask.text is None else served.tokenizer.encode(ask.text)
     if not ids:
         raise InputError("text: it is empty, there is nothing to look at")
     if model.encoder is None or model.decoder is None:
         return ids, []
     if model.spec.start is None:
         raise InputError("target: this model names no token that its decoder begins with")
-    return ids, [model.spec.start, *(_tokenizer(model).encode(ask.target, special=False) if ask.target else [])]
-
-
-def _tokenizer(model: Model) -> Tokenizer:
-    if model.tokenizer is None:
-        raise TokenizerError("this model has no tokenizer; give ids")
-    return model.tokenizer
-
-
-def _engine(engines: Mapping[str, Engine], name: str | None) -> Engine:
-    if name is None and len(engines) == 1:
-        return next(iter(engines.values()))
-    if name is None or name not in engines:
-        raise NotFound(f"there is no model {name!r} here; there are: {', '.join(engines)}")
-    return engines[name]
+    return ids, [model.spec.start, *(served.tokenizer.encode(ask.target, special=False) if ask.target else [])]
 
 
 def _plain(value: Any) -> Any:

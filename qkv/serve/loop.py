@@ -46,6 +46,8 @@ class Loop:
         most_waiting: int,
         most_calls: int,
     ) -> None:
+        if min(most_waiting, most_calls) < 1:
+            raise InputError(f"{most_waiting} requests and {most_calls} calls that may wait: each must be at least 1")
         self.name, self.model, self.most_waiting, self.most_calls = name, model, most_waiting, most_calls
         self.observers: list[Callable[[Finished], None]] = []
         self.beat, self.ready = perf_counter(), False
@@ -124,7 +126,7 @@ class Loop:
             self._warm_up(first)
             busy, checked = True, True
             while not self._through():
-                self.beat = perf_counter()
+                self._beat()
                 came = self._take(0 if busy else COMPILING if self._guides.busy else IDLE)
                 busy = self._one_call() | (self._batcher is not None and self._batcher.turn())
                 checked = checked and not busy
@@ -143,16 +145,11 @@ class Loop:
             with torch.no_grad(), evaluating(self.model):
                 self.model([[0]])
         else:
-            failed: list[Exception] = []
-            self._batcher.over = lambda job, reason, error: failed.extend([error] if error else [])
-            self._batcher.add(first)
-            while self._batcher.turn():
-                self.beat = perf_counter()
-            self._batcher.over = self._over
-            self._counts.begin()
-            if failed:
-                raise failed[0]
+            self._batcher.warm_up(first, self._beat)
         self.ready = True
+
+    def _beat(self) -> None:
+        self.beat = perf_counter()
 
     def _through(self) -> bool:
         with self._lock:

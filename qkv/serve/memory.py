@@ -12,6 +12,7 @@ from qkv.generate.limits import totals
 from qkv.generate.settings import Settings
 from qkv.model import Model
 from qkv.nn.paged import bytes_a_page
+from qkv.serve.scheduler import MOST_RUNNING
 
 SHARE = 4  # the cache may take one part in so many of the memory that is free, if nobody says how large it is
 UNSTATED = 4096  # tokens: what counts as the context of a model that states none
@@ -70,7 +71,12 @@ class Memory:
 
 
 def plan_memory(
-    model: Model, *, cache: int | str | None = None, page: int = 16, most_running: int = 64, generates: bool = True
+    model: Model,
+    *,
+    cache: int | str | None = None,
+    page: int = 16,
+    most_running: int = MOST_RUNNING,
+    generates: bool = True,
 ) -> Memory:
     """What an engine of this model would take. `cache`: tokens (a number or "4096") or bytes ("256MB"); None: what
     `most_running` sequences of the whole context need, but at most a quarter of the memory that is free. A model that

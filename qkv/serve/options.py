@@ -1,6 +1,7 @@
 """How a server is set up: where it listens, who may ask, and what it takes from a client at most."""
 
 import ipaddress
+import math
 import os
 import re
 from dataclasses import dataclass, field
@@ -38,10 +39,10 @@ class Options:
         if not 0 <= self.port <= 65535:
             raise InputError(f"the port must be a whole number from 0 (any that is free) to 65535, got {self.port}")
         for name in ("max_body", "max_headers", "body_seconds", "header_seconds", "request_seconds", "health_seconds"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} must be above 0, got {getattr(self, name)!r}")
-        if self.most_connections < 1 or not self.grace >= 0:
-            raise InputError("most_connections must be at least 1, and grace at least 0 seconds")
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{name} must be above 0 and finite, got {getattr(self, name)!r}")
+        if self.most_connections < 1 or not 0 <= self.grace < math.inf:
+            raise InputError("most_connections must be at least 1, and grace at least 0 seconds and finite")
         if any(len(key) < _SHORTEST_KEY or not re.fullmatch(r"[!-~]+", key) for key in self.keys):
             raise InputError(f"an API key must be {_SHORTEST_KEY} or more printable ASCII characters without spaces")
 

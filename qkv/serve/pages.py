@@ -5,7 +5,7 @@ PagedAttention"): a sequence takes a page when it needs one, so all that it can 
 pages of the same tokens are held by several. What is in a page is not known here, only its number.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 
 from qkv.errors import InputError, QkvError
@@ -83,12 +83,12 @@ class Pages:
             self.holders[page] += 1
 
     def release(self, pages: Sequence[int]) -> None:
-        """One holder less for each. Inconsistent, and nothing has changed: nobody holds one of them.
+        """One holder less for each. Inconsistent, and nothing has changed: one has less holders than that.
 
         A table's last page is forgotten first: without those before it, it could not be found."""
-        for page in pages:
-            if self.holders[page] < 1:
-                raise Inconsistent(f"page {page} is released, but nobody holds it")
+        for page, times in Counter(pages).items():
+            if self.holders[page] < times:
+                raise Inconsistent(f"page {page} is released {times}×, and {self.holders[page]} hold it")
         for page in reversed(pages):
             self.holders[page] -= 1
             if not self.holders[page]:

@@ -25,7 +25,7 @@ class Row:
 
 @dataclass(slots=True)
 class Plan:
-    """A step. `copies`: (from, to), pages to copy before any row is written, in any order or all at once.
+    """A step. `copies`: (from, to), pages to copy before any row is written, in this order or all at once.
 
     `sources`: sequences whose source an encoder has to read first, into their `source_pages`. The rows that read one
     token come first."""

@@ -25,6 +25,7 @@ from qkv.errors import InputError, QkvError
 from qkv.serve.health import state_of
 from qkv.serve.log import standard_error
 from qkv.serve.options import Options, keys_from
+from qkv.serve.scheduler import MOST_RUNNING, MOST_WAITING
 
 APP = "qkv"
 BETWEEN = 1.0  # seconds from one report of a replica's metrics to the next
@@ -143,20 +144,10 @@ def options_of(plan: Plan) -> Options:
     return replace(plan.options, keys=keys)
 
 
-def serve_replicas(
-    wanted: Mapping[str, str],
-    options: Options,
-    sizes: Mapping[str, Any],
-    how: tuple[str | None, str | None, int | None],
-    replicas: int,
-    variable: str,
-) -> int:
-    """Serve the one model of `wanted` {name: reference} by so many replicas until SIGTERM or Ctrl-C; open answers then
-    have the options' grace. `how`: dtype, device and threads of a replica (None: a share of the processors). Returns
-    the exit code. InputError: several models, no Ray, port 0."""
-    os.environ.update({name: os.environ.get(name, value) for name, value in environment().items()})
-    plan = plan_of(wanted, options, sizes, how, replicas, variable)
-    log, over = standard_error(), threading.Event()
+def serve_replicas(plan: Plan, replicas: int) -> int:
+    """Serve the plan's model by so many replicas until SIGTERM or Ctrl-C; open answers then have the options' grace.
+    Returns the exit code."""
+    options, log, over = plan.options, standard_error(), threading.Event()
 
     def stop(sig: int, frame: FrameType | None) -> None:
         if over.is_set():
@@ -198,11 +189,14 @@ def plan_of(
     replicas: int,
     variable: str,
 ) -> Plan:
-    """What each replica is to be. InputError as `serve_replicas`."""
+    """What each replica of the one model of `wanted` {name: reference} is to be. `how`: its dtype, device and threads
+    (None: a share of the processors). It says in the environment what Ray is to read there when it is imported.
+    InputError: several models, no Ray, port 0."""
     if len(wanted) != 1:
         raise InputError(f"--replicas serves one model, and {len(wanted)} were named: start a server for each")
     if options.port == 0:
         raise InputError("--replicas needs a port: Ray's proxy can't choose a free one")
+    os.environ.update({name: os.environ.get(name, value) for name, value in environment().items()})
     try:
         import ray.serve  # noqa: F401
     except ImportError as error:
@@ -237,7 +231,8 @@ def start(plan: Plan, replicas: int) -> str:
     quiet = {"log_level": "WARNING", "enable_access_log": False}  # the application writes a line a request
     serve.start(http_options=http, proxy_location="HeadOnly", logging_config=quiet)
     board = ray.remote(num_cpus=0)(Board).remote()
-    most = int(plan.sizes.get("most_running", 64)) + int(plan.sizes.get("most_waiting", 256))
+    sizes = {"most_running": MOST_RUNNING, "most_waiting": MOST_WAITING, **plan.sizes}
+    most = int(sizes["most_running"]) + int(sizes["most_waiting"])
     kind = serve.deployment(
         serve.ingress()(Replica),
         name="Replica",

@@ -12,8 +12,9 @@ from qkv.errors import InputError
 from qkv.model import Model
 from qkv.serve.embeddings import AT_ONCE, in_turns
 from qkv.serve.schemas_text import RerankRequest
-from qkv.serve.served import Models, Served
+from qkv.serve.served import Models, Served, check_length
 from qkv.tasks.classify import classify
+from qkv.tasks.windows import limit
 
 
 def router(models: Models) -> APIRouter:
@@ -22,11 +23,12 @@ def router(models: Models) -> APIRouter:
 
     @routes.post("/v1/rerank", summary="Order documents by a query", response_model=None)
     async def rerank(body: RerankRequest, request: Request) -> Response:
-        served = models.find(body.model)
-        models.note(request, model=served.name)
+        served = models.asked(body.model, request)
         _check(served)
         texts = [document if isinstance(document, str) else document.text for document in body.documents]
         pairs = [(body.query, text) for text in texts]
+        for i, pair in enumerate(pairs):
+            check_length(f"documents[{i}]", pair, limit(served.engine.model.spec).size)
         works = [_scores(pairs[i : i + AT_ONCE], i) for i in range(0, len(pairs), AT_ONCE)]
         scores = [score for part in await in_turns(served, works, request, models.options) for score in part]
         models.note(request, inputs=len(scores))

@@ -98,6 +98,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more connections, end the engines within the grace, and with them the open requests."""
         self.log.write("stop", grace=self.options.grace, open=len(self.server_state.tasks))
+        last = time.monotonic() + self.options.grace + STUCK
         closing = [
             threading.Thread(target=engine.close, args=(self.options.grace,), daemon=True)
             for engine in self.engines.values()
@@ -105,8 +106,8 @@ class Server(uvicorn.Server):
         for thread in closing:
             thread.start()
         await super().shutdown(sockets)
-        deadline = time.monotonic() + STUCK + (self.options.grace if self.server_state.tasks else 0)
-        while any(thread.is_alive() for thread in closing) and time.monotonic() < deadline:
+        last = min(last, time.monotonic() + STUCK)  # what was open has ended, or had all its grace
+        while any(thread.is_alive() for thread in closing) and time.monotonic() < last:
             await asyncio.sleep(0.02)
         if any(thread.is_alive() for thread in closing):
             self.log.write("failed", error="an engine did not end; it is left behind")

@@ -16,6 +16,8 @@ from qkv.serve.pages import Inconsistent, Pages
 from qkv.serve.plan import Plan, Row, quarter, share_out
 from qkv.serve.sequence import Sequence
 
+BUDGET = 192  # tokens a step: more are read no faster by a CPU, and whoever waits for the next token waits longer
+MOST_RUNNING, MOST_WAITING = 64, 256
 LOOKED_AT = 8  # of those in turn, when the first doesn't fit
 PASSED = 32  # how many may be admitted before one that doesn't fit yet
 
@@ -37,7 +39,9 @@ class Scheduler:
     preemptions    times that pages were given up       steps    that were done
     queries, hits  prompt tokens asked for, and found   read     tokens in all steps, recomputed ones too"""
 
-    def __init__(self, pages: Pages, *, budget: int = 512, most_running: int = 64, most_waiting: int = 256) -> None:
+    def __init__(
+        self, pages: Pages, *, budget: int = BUDGET, most_running: int = MOST_RUNNING, most_waiting: int = MOST_WAITING
+    ) -> None:
         if not 1 <= most_running <= budget or most_waiting < 1:
             raise InputError(
                 f"a step of {budget} tokens for {most_running} sequences, {most_waiting} waiting: "
@@ -115,9 +119,9 @@ class Scheduler:
     def plan(self) -> Plan | None:
         """The next step; None: nobody has anything to read.
 
-        The loop: encode the plan's sources, copy its pages, do its rows, then `advance` (or `abandon`, if any of that
-        failed), then give each row's sequence that is through with its tokens another one, or `finish` it. Until
-        `advance` sequences may be added and cancelled, no more."""
+        The loop: copy the plan's pages, encode its sources, do its rows, cancel those that failed, then `advance`, then
+        give each row's sequence that is through with its tokens another one, or `finish` it. Until `advance` sequences
+        may be added and cancelled, no more."""
         self._between_steps("plan")
         reading = [one for one in self._running if len(one.ids) - one.read > 1]
         chunks, sources, copies = dict[int, int](), list[Sequence](), list[tuple[int, int]]()
@@ -131,7 +135,9 @@ class Scheduler:
 
     def advance(self, plan: Plan) -> None:
         """The step is done: the tokens of its rows are read, and pages that are full can be found."""
-        self._ends(plan)
+        if plan is not self._plan:
+            raise Inconsistent("this is not the last plan")
+        self._plan = None
         for row in plan.rows:
             sequence = row.sequence
             if sequence.state == "running":
@@ -143,14 +149,6 @@ class Scheduler:
         empty, used = table.slots(self.pages, self._running)
         self._empty_slots += empty
         self._used_slots += used
-
-    def abandon(self, plan: Plan) -> None:
-        """The step failed: nothing is known of the pages that it wrote, so its sequences give up theirs and begin
-        again, unless they are cancelled."""
-        self._ends(plan)
-        for row in reversed(plan.rows):
-            if row.sequence.state == "running":
-                self._preempt(row.sequence)
 
     def waste(self) -> float:
         """Slots of used pages that hold no token, of all their slots: now."""
@@ -224,8 +222,9 @@ class Scheduler:
         self._queue.admit(sequence)
         if sequence.order is None:
             sequence.order = self._next_order()
-            sequence.cached = sequence.charged = sequence.read
-            self.queries += len(sequence.prompt)
+            sequence.cached = sequence.read
+            sequence.charged += sequence.read  # what was found costs nothing
+            self.queries += len(sequence.prompt) if sequence.reuse else 0
             self.hits += sequence.read
         self._queue.charge(sequence, len(sequence.ids))  # now, so that the next admission sees it
         self._run(sequence)
@@ -276,9 +275,4 @@ class Scheduler:
 
     def _between_steps(self, what: str) -> None:
         if self._plan is not None:
-            raise Inconsistent(f"{what}: the last plan is neither advanced nor abandoned")
-
-    def _ends(self, plan: Plan) -> None:
-        if plan is not self._plan:
-            raise Inconsistent("this is not the last plan")
-        self._plan = None
+            raise Inconsistent(f"{what}: the last plan has not advanced")

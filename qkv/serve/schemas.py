@@ -97,7 +97,7 @@ class Sampling(Harmless):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     logit_bias: (
         Annotated[
-            dict[Annotated[str, Field(pattern=r"^[0-9]{1,8}$")], Annotated[float, Field(ge=-100, le=100)]],
+            dict[Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,7})$")], Annotated[float, Field(ge=-100, le=100)]],
             Field(max_length=1024),
         ]
         | None

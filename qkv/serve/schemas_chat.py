@@ -19,10 +19,12 @@ class Part(Strict):
 
 
 class FunctionCall(Strict):
-    """A call that an answer made: `arguments` is JSON as text."""
+    """A call that an answer made: `arguments` is JSON as text. (`parsed_arguments` are the same, as OpenAI's client
+    leaves them there.)"""
 
     name: FunctionName
     arguments: str
+    parsed_arguments: Any = None
 
 
 class ToolCall(Strict):
@@ -37,7 +39,8 @@ class ToolCall(Strict):
 
 
 class Message(Strict):
-    """One turn. The last four are what answers carry and clients send back; they must be empty."""
+    """One turn. The last five are what answers carry and clients send back: `parsed` is the content once more, as
+    OpenAI's client reads it, and the others must be empty."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Annotated[list[Part], Field(fail_fast=True, min_length=1, max_length=1024)] | None = None
@@ -49,6 +52,7 @@ class Message(Strict):
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     audio: None = None
     function_call: None = None
+    parsed: Any = None
 
     @model_validator(mode="after")
     def _whole(self) -> "Message":
@@ -71,6 +75,12 @@ class Function(Strict):
     description: Annotated[str, Field(max_length=16_384)] | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+
+    @model_validator(mode="after")
+    def _of_an_object(self) -> "Function":
+        if (self.parameters or {}).get("type", "object") != "object":
+            raise ValueError(f"parameters of {self.name!r} must be a schema of type 'object'")
+        return self
 
 
 class Tool(Strict):

@@ -51,6 +51,8 @@ class CompletionRequest(Sampling):
             raise ValueError("best_of must be what n is: every answer that is drawn is given")
         if self.max_tokens == 0 and not self.echo:
             raise ValueError("max_tokens must be at least 1, or 0 with echo: true")
+        if self.max_tokens == 0 and self.answers > 1:
+            raise ValueError("n must be 1 where max_tokens is 0: nothing is drawn")
         if self.structured_outputs is not None and self.response_format is not None:
             raise ValueError("structured_outputs and response_format both say what the answer must be: give one")
         return self

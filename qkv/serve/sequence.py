@@ -75,7 +75,7 @@ class Sequence:
         self.state: State = "waiting"
         self.order: int | None = None  # when it was first admitted, among all
         self.passed = 0  # how many were admitted before it though it was their turn later
-        self.charged = 0  # of `ids`: what its tenant has paid for
+        self.charged = -len(self.source)  # of `ids`, and before them of its source: what its tenant has paid for
         self.prefix: Prefix | None = None  # of the last page that the index was told of
         self.remembered = 0  # pages that the index was told of
 

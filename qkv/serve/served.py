@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +21,7 @@ from qkv.serve.options import Options
 from qkv.serve.schemas import ResponseFormat, Sampling, Structured
 from qkv.serve.words import Words
 
+LONGEST = 64  # characters a token, in the mean of a text: no real one comes near
 # The API's name and Settings' where one value is passed on as it is.
 _SAME = (
     *("top_p", "min_p", "seed", "presence_penalty", "frequency_penalty", "repetition_penalty"),
@@ -40,6 +41,15 @@ class Served:
         if self.engine.model.tokenizer is None:
             raise InputError(f"the model {self.name!r} has no tokenizer, so it takes ids alone")
         return self.engine.model.tokenizer
+
+    def encode(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
+        """Each text's ids, as `Tokenizer.encode`. The empty text beside them is for others: a single one is encoded
+        under the interpreter's lock (tokenizers 0.23), and a long one would hold up every answer."""
+        return self.tokenizer.encode_batch([*texts, ""], special=special)[:-1]
+
+    def check_length(self, field: str, texts: Iterable[str]) -> None:
+        """Refused: a prompt of these texts is far too long."""
+        check_length(field, texts, self.engine.limits.source or self.engine.limits.context)
 
     @cached_property
     def words(self) -> Words:
@@ -74,7 +84,9 @@ class Served:
         if body.stop is not None:
             changes["stop"] = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)
         if body.stop_token_ids:
-            changes["stop_tokens"] = tuple(dict.fromkeys((*self.settings.stop_tokens, *body.stop_token_ids)))
+            check_ids("stop_token_ids", body.stop_token_ids, self.engine.limits.vocab)
+            own = () if body.ignore_eos else self.settings.stop_tokens  # what a request names itself isn't ignored
+            changes |= {"stop_tokens": tuple(dict.fromkeys((*own, *body.stop_token_ids))), "ignore_eos": False}
         if body.logit_bias:
             changes["logit_bias"] = {int(id): float(bias) for id, bias in body.logit_bias.items()}
             check_ids("logit_bias", [*changes["logit_bias"]], self.engine.limits.vocab)
@@ -112,6 +124,12 @@ class Models:
             raise Stopped(f"the model {name!r} is still starting; try again in a moment")
         return found
 
+    def asked(self, name: str | None, request: Request) -> Served:
+        """`find`, and say in the request's line of the log which one it was."""
+        served = self.find(name)
+        self.note(request, model=served.name)
+        return served
+
     def note(self, request: Request, **fields: Any) -> None:
         """Add to the request's line in the log."""
         request.state.record.update(fields)
@@ -147,3 +165,12 @@ def lasts(options: Options, what: str) -> Refused:
     return Refused(
         504, f"{what} took more than the {options.request_seconds:g} seconds a request may take", code="timeout"
     )
+
+
+def check_length(field: str, texts: Iterable[str], tokens: int | None) -> None:
+    """Refused: these texts are so long that they can't be so few tokens. They aren't even cut into them, which takes a
+    second for a megabyte or two. None: nothing limits them."""
+    found = sum(map(len, texts))
+    if tokens is not None and found > LONGEST * tokens:
+        why = f"{field}: {found:,} characters are far more than the {tokens:,} tokens that there is room for"
+        raise Refused(400, why, code="context_length_exceeded", param=field)

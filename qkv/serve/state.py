@@ -79,12 +79,7 @@ class Counts:
     """What the loop counts; it alone changes it."""
 
     def __init__(self) -> None:
-        self.submitted = 0
-        self.begin()
-
-    def begin(self) -> None:
-        """What was counted so far, but for who came, doesn't count."""
-        self.prompt_tokens = self.cached_tokens = self.generated_tokens = self.faults = 0
+        self.submitted = self.prompt_tokens = self.cached_tokens = self.generated_tokens = self.faults = 0
         self.finished = Counter({"stop": 0, "length": 0, "cancelled": 0, "failed": 0})
         self._recent: deque[tuple[float, int]] = deque(maxlen=4096)
 

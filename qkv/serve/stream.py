@@ -4,10 +4,10 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from qkv.serve.ask import Ask
@@ -49,12 +49,16 @@ class Answers:
         known with which status to begin."""
         self._watch = asyncio.create_task(self._listen())
         try:
-            for i, ask in enumerate(self.asks):
-                self.engine.submit(ask, self._deliver(i))
+            await asyncio.to_thread(self._submit)  # it goes through every token: a long prompt would hold up the loop
             self._first.append(await self._next())
         except BaseException:
             self.close()
             raise
+
+    def _submit(self) -> None:
+        for i, ask in enumerate(self.asks):
+            if i in self._open:  # else it was closed meanwhile
+                self.engine.submit(ask, self._deliver(i))
 
     async def __aenter__(self) -> "Answers":
         return self
@@ -155,8 +159,26 @@ class Total:
         return {**tokens, **times, "reason": self.reason}
 
 
+class Reply(Protocol):
+    """Makes an answer of events: in one piece, or in chunks."""
+
+    async def whole(self, answers: Answers) -> dict[str, Any]: ...
+    def chunks(self, answers: Answers) -> AsyncGenerator[dict[str, Any]]: ...
+
+
+async def answered(reply: Reply, answers: Answers, streamed: bool | None) -> Response:
+    """The response of such a reply, once the engine has begun. Raises as `Answers`."""
+    await answers.start()
+    if streamed:
+        return EventStream(answers, reply.chunks(answers))
+    async with answers:
+        return JSONResponse(await reply.whole(answers))
+
+
 class EventStream(Response):
     """Server-sent events: `data: {…}` each, `data: [DONE]` last. An error on the way is a data event of its own.
+
+    They are ASCII: many clients cut lines at U+2028 and its like too, which JSON may hold as they are.
 
     `chunks` are JSON-ready dicts made of the answers. A client that goes away ends it quietly; one that doesn't read is
     cut off when the request's time is up."""
@@ -185,7 +207,7 @@ class EventStream(Response):
 
         try:
             async for chunk in self.chunks:
-                await event(json.dumps(chunk, ensure_ascii=False, separators=(",", ":")))
+                await event(json.dumps(chunk, separators=(",", ":")))
         except Gone:
             scope["state"]["record"]["reason"] = "disconnected"
             return

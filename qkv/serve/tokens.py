@@ -20,20 +20,17 @@ def router(models: Models) -> APIRouter:
 
     @routes.post("/tokenize", summary="The ids of a text", response_model=None)
     async def tokenize(body: TokenizeRequest, request: Request) -> Response:
-        served = models.find(body.model)
-        ids = await asyncio.to_thread(_ids, served, body, models.options.template_variables)
-        models.note(request, model=served.name, prompt_tokens=len(ids))
-        words = [served.words.text(id) for id in ids] if body.return_token_strs else None
+        served = models.asked(body.model, request)
+        ids, words = await asyncio.to_thread(_tokens, served, body, models.options.template_variables)
+        models.note(request, prompt_tokens=len(ids))
         most = served.engine.limits.context
         return JSONResponse({"count": len(ids), "max_model_len": most, "tokens": ids, "token_strs": words})
 
     @routes.post("/detokenize", summary="The text of ids", response_model=None)
     async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
-        served = models.find(body.model)
-        models.note(request, model=served.name)
-        return JSONResponse(
-            {"prompt": await asyncio.to_thread(served.tokenizer.decode, body.tokens, skip_special=False)}
-        )
+        served = models.asked(body.model, request)
+        text = await asyncio.to_thread(served.tokenizer.decode, body.tokens, skip_special=False)
+        return JSONResponse({"prompt": text})
 
     @routes.get("/v1/models", summary="The models served here", response_model=None)
     async def several() -> Response:
@@ -48,9 +45,15 @@ def router(models: Models) -> APIRouter:
     return routes
 
 
+def _tokens(served: Served, body: TokenizeRequest, variables: tuple[str, ...]) -> tuple[list[int], list[str] | None]:
+    """Ids, and each as a text where they are asked for. A long text takes seconds: not for the event loop."""
+    ids = _ids(served, body, variables)
+    return ids, [served.words.text(id) for id in ids] if body.return_token_strs else None
+
+
 def _ids(served: Served, body: TokenizeRequest, variables: tuple[str, ...]) -> list[int]:
     if body.messages is None:
-        return served.tokenizer.encode(body.prompt or "", special=body.add_special_tokens is not False)
+        return served.encode([body.prompt or ""], special=body.add_special_tokens is not False)[0]
     answer = body.add_generation_prompt is not False
     return prompt_of(served, body.messages, body.tools or [], body.chat_template_kwargs, variables, answer=answer)
 

@@ -15,6 +15,9 @@ from qkv.serve.calls import Auto, Named, Parser, Plain, Required
 from qkv.serve.schemas_chat import ChatRequest, NamedTool, Tool
 
 MOST_CALLS = 16  # that a grammar lets an answer have
+# In a JSON schema: what holds JSON that is no schema, and what holds schemas by names of somebody's choice.
+_VALUES = frozenset({"const", "enum", "default", "examples"})
+_NAMED = frozenset({"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"})
 
 
 def offered(body: ChatRequest) -> list[Tool]:
@@ -31,7 +34,7 @@ def parser_of(body: ChatRequest) -> Parser:
         return Named(body.tool_choice.function.name)
     if body.tool_choice == "required":
         return Required()
-    return Auto([tool.function.name for tool in tools])
+    return Auto([tool.function.name for tool in tools], 1 if body.parallel_tool_calls is False else None)
 
 
 def grammar_of(body: ChatRequest) -> Grammar | None:
@@ -47,7 +50,7 @@ def grammar_of(body: ChatRequest) -> Grammar | None:
     items = []
     for tool in tools:
         name = tool.function.name
-        defined[name] = _hoist(_parameters(tool), name, defined)
+        defined[name] = _moved(_parameters(tool), f"#/$defs/{name}")
         both = {"name": {"enum": [name]}, "arguments": {"$ref": f"#/$defs/{name}"}}
         items.append({"type": "object", "properties": both, "required": [*both], "additionalProperties": False})
     most = 1 if body.parallel_tool_calls is False else MOST_CALLS
@@ -59,19 +62,18 @@ def _parameters(tool: Tool) -> dict[str, Any]:
     return {"type": "object", **(tool.function.parameters or {})}
 
 
-def _hoist(schema: Any, name: str, defined: dict[str, Any]) -> Any:
-    """A schema to stand inside another: its definitions move to the root's, and what refers to them with them."""
+def _moved(schema: Any, to: str) -> Any:
+    """A schema to stand at `to` inside another: what refers to its root, or to a place under it, refers to that."""
     if isinstance(schema, list):
-        return [_hoist(item, name, defined) for item in schema]
+        return [_moved(item, to) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    out = {}
+    found = dict(schema)
     for key, value in schema.items():
-        if key in ("$defs", "definitions") and isinstance(value, dict):
-            defined.update({f"{name}:{inner}": _hoist(part, name, defined) for inner, part in value.items()})
-        elif key == "$ref" and isinstance(value, str):
-            inner = re.sub(r"^#/(?:\$defs|definitions)/", f"#/$defs/{name}:", value)
-            out[key] = f"#/$defs/{name}" if value == "#" else inner
-        else:
-            out[key] = _hoist(value, name, defined)
-    return out
+        if key == "$ref" and isinstance(value, str):
+            found[key] = re.sub("^#(?=/|$)", to, value)
+        elif key in _NAMED and isinstance(value, dict):
+            found[key] = {name: _moved(one, to) for name, one in value.items()}
+        elif key not in _VALUES:
+            found[key] = _moved(value, to)
+    return found

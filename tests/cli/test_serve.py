@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from qkv.cli.serve import names_of
 from qkv.errors import InputError
+from qkv.serve import replicas
+from qkv.serve.scheduler import BUDGET, MOST_RUNNING, MOST_WAITING
 from tests.cli.conftest import Command
 
 
@@ -18,7 +21,9 @@ def test_a_dry_run_says_what_it_would_take(command: Command, folder: Path) -> No
     assert about["weights"] > 0
     assert about["cache"] == about["pages"] * about["page_bytes"]
     limits = ran.json["limits"]
-    assert (limits["host"], limits["keys"], limits["most_running"]) == ("127.0.0.1", 0, 64)
+    assert (limits["host"], limits["keys"]) == ("127.0.0.1", 0)
+    sizes = [limits[name] for name in ("budget", "most_running", "most_waiting")]
+    assert sizes == [BUDGET, MOST_RUNNING, MOST_WAITING], "which the command says again, to be quick with --help"
     text = command("serve", folder, f"other={folder}", "--dry-run", "--cache", "1MB").out
     assert "tiny\n" in text
     assert "other\n" in text
@@ -38,6 +43,15 @@ def test_wider_than_this_machine_needs_a_key(command: Command, folder: Path, hos
     ran = command("serve", folder, "--host", host, "--dry-run", "--json")
     assert ran.code == 1
     assert "QKV_API_KEY" in ran.json["error"]["message"]
+
+
+def test_a_dry_run_refuses_what_an_engine_would(command: Command, folder: Path) -> None:
+    ran = command("serve", folder, "--dry-run", "--budget", 10)
+    assert ran.code == 1
+    assert "a step of 10 tokens for 64 sequences" in ran.err
+    ran = command("serve", folder, "--dry-run", "--grace", "inf")
+    assert ran.code == 1
+    assert "grace at least 0 seconds and finite" in ran.err
 
 
 def test_a_cache_that_is_none(command: Command, folder: Path) -> None:
@@ -65,6 +79,16 @@ def test_names(tmp_path: Path) -> None:
     assert names_of(["pypi:a==1.0"]) == {"pypi:a==1.0": "pypi:a==1.0"}
     with pytest.raises(InputError, match="other="):
         names_of([str(folder), f"my-model={folder}"])
+
+
+def test_replicas_are_told_as_json_too(command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[tuple[str, int]] = []
+    monkeypatch.setattr(replicas, "plan_of", lambda wanted, *more: SimpleNamespace(name=next(iter(wanted))))
+    monkeypatch.setattr(replicas, "serve_replicas", lambda plan, count: started.append((plan.name, count)) or 0)
+    ran = command("serve", folder, "--replicas", 2, "--port", 8123, "--json")
+    assert ran.code == 0
+    assert ran.json == {"url": "http://127.0.0.1:8123", "models": [{"name": "tiny"}], "replicas": 2}
+    assert started == [("tiny", 2)]
 
 
 def test_replicas_are_of_one_model(command: Command, folder: Path) -> None:

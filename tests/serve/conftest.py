@@ -138,7 +138,7 @@ def drain(connection: socket.socket) -> bytes:
 
 def request(path: str = "/v1/completions", *headers: str, body: bytes = b"") -> bytes:
     """A POST as it goes over the wire."""
-    lines = [f"POST {path} HTTP/1.1", "Host: x", "Content-Type: application/json", *headers, "", ""]
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json", *headers, "", ""]
     return "\r\n".join(lines).encode() + body
 
 

@@ -4,12 +4,13 @@ import asyncio
 import base64
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
+from pydantic import BaseModel
 
 import qkv
 from tests.serve.conftest import CONTEXT, Running
@@ -160,6 +161,28 @@ def test_json_schema(client: OpenAI, brief: Any) -> None:
     found = json.loads(answer.choices[0].message.content or "")
     assert set(found) == {"a", "b"}
     assert answer.choices[0].finish_reason == "stop"
+
+
+class Pair(BaseModel):
+    a: Literal[1, 2]
+    b: bool
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer")  # of the client, about its own answer
+def test_what_the_client_parses_can_be_sent_back(client: OpenAI, brief: Any) -> None:
+    wish: dict[str, Any] = {"model": "tiny", "max_tokens": 150, "logit_bias": brief, "seed": 2}
+    answer = client.chat.completions.parse(messages=HELLO, response_format=Pair, **wish).choices[0].message  # type: ignore[arg-type]
+    assert isinstance(answer.parsed, Pair)
+    tool: Any = openai.pydantic_function_tool(Pair)
+    wish |= {"tools": [tool], "tool_choice": "required", "parallel_tool_calls": False}
+    with client.chat.completions.stream(messages=[*HELLO, answer], **wish) as stream:  # type: ignore[list-item]
+        called = stream.get_final_completion().choices[0]
+    assert called.finish_reason == "tool_calls"
+    (call,) = called.message.tool_calls or ()
+    assert isinstance(call.function.parsed_arguments, Pair)
+    result: Any = {"role": "tool", "tool_call_id": call.id, "content": "3"}
+    rest: Any = [*HELLO, answer, called.message, result]
+    assert client.chat.completions.create(model="tiny", messages=rest, max_tokens=2).usage
 
 
 def test_a_regular_expression(client: OpenAI) -> None:

@@ -1,4 +1,5 @@
-"""Keys: every route but the open ones is closed, and what is compared and kept is never the key itself."""
+"""Keys: every route but the open ones is closed, and what is compared and kept is never the key itself. Without keys:
+no page of another site can ask in this machine's name."""
 
 import hmac
 import re
@@ -8,7 +9,8 @@ import httpx
 import pytest
 
 from qkv.serve import auth
-from qkv.serve.auth import OPEN, Auth, Tenant
+from qkv.serve.auth import OPEN, Auth, Tenant, is_own
+from qkv.serve.options import Options
 from tests.serve.conftest import Running, error, llama, post
 
 KEYS = ("first-key-1234", "second-key-5678")
@@ -79,7 +81,7 @@ def test_keys_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> 
         return real(a, b)
 
     monkeypatch.setattr(auth.hmac, "compare_digest", compare)
-    checker = Auth(lambda *_: None, KEYS)  # type: ignore[arg-type,return-value]
+    checker = Auth(lambda *_: None, Options(keys=KEYS))  # type: ignore[arg-type,return-value]
     found = checker._tenant(f"Bearer {KEYS[0]}")
     assert found is not None
     assert found.name == "key-1"
@@ -90,3 +92,38 @@ def test_salts_differ_by_tenant_and_by_wish() -> None:
     a, b = Tenant("key-1", b"a" * 32), Tenant("key-2", b"b" * 32)
     assert len({a.salt(), b.salt(), a.salt("x"), b.salt("x"), Tenant().salt()}) == 5
     assert a.salt("x") == a.salt("x")
+
+
+OWN = ("", "127.0.0.1:8000", "127.0.0.2", "localhost", "LocalHost:80", "[::1]", "[::1]:8000", "qkv.localhost:1")
+
+
+@pytest.mark.parametrize("host", [*OWN, "host.docker.internal:8000"])
+def test_hosts_that_are_this_machine(host: str) -> None:
+    assert is_own(host)
+
+
+FOREIGN = ("evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example", "evil-localhost")
+
+
+@pytest.mark.parametrize(
+    "host", [*FOREIGN, "0.0.0.0:8000", "192.168.1.5", "[::1].evil.example", "127.0.0.1@evil", ":80"]
+)
+def test_hosts_that_are_not(host: str) -> None:
+    assert not is_own(host)
+
+
+def test_a_page_of_another_site_is_refused(served: Running, url: str, closed: Running) -> None:
+    """Its name may mean 127.0.0.1 (DNS rebinding), and its Host then says so."""
+    evil = {"host": "evil.example:8000"}
+    body = {"model": "tiny", "prompt": "one", "max_tokens": 1}
+    for path in ("/", "/look/state", "/v1/models", "/openapi.json", "/no/such/route"):
+        assert error(httpx.get(url + path, headers=evil), 403)["code"] == "foreign_host"
+    error(post(url, "/v1/completions", body, headers=evil), 403)
+    assert post(url, "/v1/completions", body, headers={"host": f"localhost:{served.port}"}).status_code == 200
+    known = post(closed.url, "/v1/completions", body, headers={**evil, **closed.headers})  # no page knows the key
+    assert known.status_code == 200
+
+
+def test_who_listens_to_others_may_be_called_anything() -> None:
+    assert Auth(lambda *_: None, Options()).local  # type: ignore[arg-type,return-value]
+    assert not Auth(lambda *_: None, Options(host="0.0.0.0")).local  # type: ignore[arg-type,return-value]

@@ -122,6 +122,13 @@ def test_a_named_call_is_its_arguments() -> None:
     assert read(Named("add"), '{"a"', ": 1}") == ("", [("add", '{"a": 1}')])
 
 
+def test_no_more_calls_than_are_wanted() -> None:
+    text, found = read(Auto(NAMES, 1), f"So: <tool_call>{ADD}</tool_call><tool_call>{ADD}</tool_call>")
+    assert (text, [name for name, _ in found]) == ("So:", ["add"])
+    assert len(read(Auto(NAMES, 1), f"[{ADD}, {ADD}]")[1]) == 1
+    assert len(read(Auto(NAMES), f"[{ADD}, {ADD}]")[1]) == 2
+
+
 def test_without_tools_text_is_text() -> None:
     assert read(Plain(), ADD, "<tool_call>") == (ADD + "<tool_call>", [])
 

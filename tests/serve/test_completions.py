@@ -74,6 +74,15 @@ def test_a_stop_text_is_not_part_of_it(url: str) -> None:
     assert stop not in found["text"]
 
 
+def test_a_named_stop_token_ends_it_where_eos_is_ignored(served: Running, url: str) -> None:
+    body = {"model": "tiny", "prompt": "One", "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+    tokens = served.engine.model.generate("One", max_tokens=8, temperature=0, ignore_eos=True).tokens
+    place = next(i for i, token in enumerate(tokens) if i and token not in tokens[:i])
+    found = post(url, "/v1/completions", {**body, "stop_token_ids": [tokens[place]]}).json()
+    assert found["choices"][0]["finish_reason"] == "stop"
+    assert found["usage"]["completion_tokens"] == place + 1
+
+
 def test_several_prompts_fail_together(url: str) -> None:
     body: dict[str, Any] = {"model": "tiny", "prompt": [[5, 6], [5] * 600], "max_tokens": 2}
     assert error(post(url, "/v1/completions", body), 400)["code"] == "context_length_exceeded"
@@ -93,6 +102,9 @@ def test_an_encoder_decoder(translator: Running) -> None:
     found = post(translator.url, "/v1/completions", body).json()
     assert found["choices"][0]["text"] == alone.text
     assert found["usage"]["prompt_tokens"] == len(alone.prompt_tokens)
+    odd = "w3   w4 \u00e9\u4e2d"  # its tokens don't say it all
+    echoed = post(translator.url, "/v1/completions", {**body, "prompt": [odd], "echo": True}).json()["choices"][0]
+    assert echoed["text"].startswith(odd)
     refused = post(translator.url, "/v1/completions", {**body, "echo": True, "logprobs": 1})
     assert "encoder" in error(refused, 400)["message"]
     turns = {"model": "t5", "messages": [{"role": "user", "content": "w3"}]}

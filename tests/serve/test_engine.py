@@ -94,7 +94,9 @@ def test_it_is_ready_once_the_first_token_was_made() -> None:
         until(lambda: made.ready)
         state = made.state()
         assert state.alive and state.ready  # noqa: PT018
-        assert (state.submitted, state.generated_tokens, sum(state.finished.values())) == (0, 0, 0)
+        assert (state.submitted, state.prompt_tokens, state.generated_tokens) == (0, 0, 0)
+        assert state.finished == {"stop": 0, "length": 0, "cancelled": 0, "failed": 0}
+        assert (state.steps, state.prefix_queries, state.tokens_per_second) == (0, 0, 0.0), "the first is not counted"
         assert "native" in state.step
         with pytest.raises(InputError, match="started before"):
             made.start()

@@ -40,6 +40,17 @@ def test_two_tenants_in_turn_by_tokens() -> None:
     assert served(queue, 12) == in_turn
 
 
+def test_a_source_is_paid_for_too() -> None:
+    queue = FairQueue()
+    for id in range(3):
+        queue.add(Sequence(id, [0], limit=5, tenant="long", source=[0] * 19))
+    for id in range(10, 16):
+        queue.add(sequence(id, "short", 10))
+    in_turn = [one.id for one in queue.in_turn()]
+    assert in_turn == [0, 10, 11, 1, 12, 13, 2, 14, 15]
+    assert served(queue, 9) == in_turn
+
+
 def test_a_newcomer_waits_for_nobodys_backlog() -> None:
     queue = FairQueue()
     for id in range(20):

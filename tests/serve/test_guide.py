@@ -274,13 +274,58 @@ def test_what_is_forgotten_gives_nothing(guides: Guides[str]) -> None:
     assert guides.done() == []
 
 
-def test_what_breaks_is_an_error_of_its_request(guides: Guides[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*what: Any, **more: Any) -> Any:
-        raise RuntimeError("the library has changed")
+def test_what_nobody_waits_for_is_not_compiled(guides: Guides[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither what was forgotten nor what has waited too long: those who come then would wait for nothing."""
+    hold, begun = threading.Event(), list[str]()
 
-    monkeypatch.setattr(LLMatcher, "validate_grammar_with_warnings", broken)
-    guides.begin("a", Grammar("regex", "never compiled before"))
-    assert "the library has changed" in str(done(guides)["a"])
+    def slow(self: Compiler, grammar: Grammar) -> None:
+        begun.append(grammar.source)
+        if grammar.source.startswith("slow"):
+            hold.wait(20)
+
+    monkeypatch.setattr(Compiler, "check", slow)
+    for key in ("slow 1", "slow 2"):
+        guides.begin(key, Grammar("regex", key))
+    for key in ("gone", "late", "shared", "shared too"):
+        guides.begin(key, Grammar("regex", key.split()[0]))
+    guides.forget("gone")
+    guides.forget("shared")
+    guides._tasks["late"].asked -= guide.PATIENCE * 5.0
+    assert [key for key, _ in guides.done()] == ["late"]
+    hold.set()
+    found = done(guides)
+    assert isinstance(found["shared too"], Compiled)
+    assert sorted(begun) == ["shared", "slow 1", "slow 2"]
+
+
+def test_a_time_that_another_thread_takes_back_is_looked_at_once(guides: Guides[str]) -> None:
+    class Changing(guide._Task):
+        times = iter([1.0, None, None])
+        began = property(lambda self: next(self.times), lambda self, value: None)
+
+    task = Changing(Grammar("regex", "a"))
+    assert isinstance(guides._result(task), InputError)
+    assert guides._result(task) is None
+
+
+class Panic(BaseException):
+    """As those of Rust are."""
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, Panic])
+def test_what_breaks_is_an_error_of_its_request(
+    guides: Guides[str], monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
+) -> None:
+    def broken(*what: Any, **more: Any) -> Any:
+        raise kind("the library has changed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LLMatcher, "validate_grammar_with_warnings", broken)
+        for key in "abc":
+            guides.begin(key, Grammar("regex", f"{key} never compiled before"))
+        assert all("the library has changed" in str(error) for error in done(guides).values())
+    guides.begin("a", Grammar("regex", "compiled then"))
+    assert isinstance(done(guides)["a"], Compiled)
 
 
 # ---------------------------------------------------------------- in an engine

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from qkv.inputs.backend import Backend
 from tests.serve.conftest import CONTEXT, SPECIAL, TEMPLATE, Running, error, post
 
 HUGE = 2**63
@@ -29,7 +30,7 @@ NUMBERS = [
     *[("stop", value) for value in ("", [""], ["a"] * 5, ["a"] * 100_000, "x" * 100_000, [1], {})],  # S3
     *[("stop_token_ids", value) for value in ([1] * 129, [1] * 100_000, [-1], [2**40], [True])],
     *[("logit_bias", value) for value in ({"1": 101}, {"x": 1}, {"-1": 1}, {str(i): 1 for i in range(3000)})],
-    *[("logit_bias", value) for value in ({"9999": 1}, {"1": "1"}, [1])],
+    *[("logit_bias", value) for value in ({"9999": 1}, {"05": 1}, {"1": "1"}, [1])],
     *[("cache_salt", value) for value in ("", "x" * 1000, 3)],
     *[("stream_options", value) for value in ({"include_usage": True}, {"x": 1})],
     *[("bad_words", value) for value in (["x"] * 50_000,)],  # no such fields
@@ -150,8 +151,29 @@ def test_too_long_says_how_long(url: str) -> None:  # S6
         assert str(CONTEXT) in found["message"]
     long = {**CHAT, "messages": [{"role": "user", "content": "The quick brown fox " * 500}]}
     assert error(post(url, "/v1/chat/completions", long), 400)["code"] == "context_length_exceeded"
+    assert error(post(url, "/v1/completions", {**TEXT, "prompt": ["a", "x" * 10**6]}), 400)["param"] == "prompt"
     fits = post(url, "/v1/completions", {**TEXT, "prompt": [5] * (CONTEXT - 1)})
     assert fits.json()["usage"]["completion_tokens"] == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/v1/completions", {**TEXT, "prompt": "x" * 10**6}, "prompt"),
+        ("/v1/chat/completions", {**CHAT, "messages": [{"role": "user", "content": "x" * 10**6}]}, "messages"),
+        ("/v1/embeddings", {"model": "vectors", "input": ["a", "x" * 10**6]}, "input[1]"),
+    ],
+)
+def test_far_too_long_is_not_even_cut(
+    url: str, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any], field: str
+) -> None:
+    """A megabyte takes a second and more."""
+    monkeypatch.setattr(Backend, "encode", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(Backend, "pieces", lambda *_, **__: 1 / 0)
+    found = error(post(url, path, body), 400)
+    monkeypatch.undo()
+    assert (found["code"], found["param"]) == ("context_length_exceeded", field)
+    assert "1,000," in found["message"]
 
 
 DEEP: dict[str, Any] = {}
@@ -215,6 +237,7 @@ def tool(name: Any = "add", **more: Any) -> dict[str, Any]:
         {"tools": [tool("a b\n")]},
         {"tools": [tool("x" * 65)]},
         {"tools": [tool(parameters=[])]},
+        {"tools": [tool(parameters={"type": "string"})], "tool_choice": "required"},
         {"tools": [tool()], "tool_choice": {"type": "function", "function": {"name": "sub"}}},
         {"tools": [tool()], "tool_choice": "sometimes"},
         {"tool_choice": "required"},

@@ -11,7 +11,7 @@ from qkv.serve.ask import Ask, answer_seed
 from qkv.serve.events import Event
 from qkv.serve.intake import Intake, limits_of
 from qkv.serve.memory import Memory, plan_memory
-from tests.generate.tiny import KINDS, model_spec, pair_spec
+from tests.generate.tiny import model_spec, pair_spec
 from tests.serve.conftest import llama
 from tests.serve.driving import filled, model, wish
 
@@ -118,4 +118,3 @@ def test_limits_are_the_models_or_the_caches() -> None:
     assert of(model_spec(context=None), 10) == (160, None)
     assert of(pair_spec("relative"), 20) == of(pair_spec("relative"), 21) == (160, 160)
     assert of(pair_spec("learned"), 20)[1] == 24
-    assert KINDS

@@ -13,7 +13,7 @@ from qkv.serve.intake import Intake
 from qkv.serve.job import Job, scored
 from qkv.serve.memory import plan_memory
 from tests.generate.tiny import VOCAB
-from tests.serve.driving import Told, alone, model, wish
+from tests.serve.driving import Told, model, wish
 
 
 def job(told: Any, prompt: list[int], settings: Settings | None = None, **fields: Any) -> Job:
@@ -138,4 +138,3 @@ def test_a_record_says_how_long_all_took() -> None:
 def test_choices_as_events_say_them() -> None:
     assert scored(Choice(3)) == Scored(3, None, {})
     assert scored(Choice(3, -1.0, {3: -1.0})) == Scored(3, -1.0, {3: -1.0})
-    assert alone

@@ -1,8 +1,10 @@
 """Lines: one of JSON each, whatever is in it; ids; and what is told of failures."""
 
+import contextlib
 import io
 import json
 import logging
+import os
 import sys
 
 import pytest
@@ -20,6 +22,33 @@ def test_a_line_is_a_line() -> None:
     assert found["error"] == "x"
     assert "none" not in found
     assert found["time"].endswith("Z")
+
+
+def test_lines_of_several_threads_stay_apart() -> None:
+    """A line and its end are written at once."""
+    written: list[str] = []
+
+    class Stream(io.StringIO):
+        def write(self, text: str) -> int:
+            written.append(text)
+            return len(text)
+
+    log = Log(Stream())
+    log.write("request", id="a")
+    log.write("request", id="b")
+    assert [json.loads(line)["id"] for line in written] == ["a", "b"]
+    assert all(line.endswith("}\n") for line in written)
+
+
+def test_a_log_that_nobody_reads_any_more_ends_nothing() -> None:
+    """As under `qkv serve … 2>&1 | head`."""
+    reader, writer = os.pipe()
+    with open(writer, "w") as stream:
+        os.close(reader)
+        Log(stream).write("request", id="a")
+        with contextlib.suppress(BrokenPipeError):
+            stream.close()
+        Log(stream).write("request", id="b")
 
 
 def test_steps_of_starting_up() -> None:
@@ -61,8 +90,14 @@ def test_what_libraries_log_is_a_line_too() -> None:
         logger.removeHandler(handler)
     found = json.loads(out.getvalue())
     assert (found["event"], found["message"], found["level"]) == ("library", "went wrong\n", "ERROR")
+    assert found["error"] == "ValueError: bad\nthing"
     assert found["trace"][-1].endswith("in test_what_libraries_log_is_a_line_too")
 
 
 def test_where_from() -> None:
-    assert where_from(None) == where_from(ValueError()) == []
+    assert where_from(ValueError()) == []
+    try:
+        raise ValueError
+    except ValueError as error:
+        [frame] = where_from(error)
+    assert frame.endswith("in test_where_from")

@@ -14,7 +14,9 @@ from qkv.errors import InputError
 from qkv.look.record import record
 from qkv.serve import look, maps
 from qkv.serve.engine import Engine
+from qkv.serve.options import Options
 from qkv.serve.scheduler import Full
+from qkv.serve.served import Models
 from tests.serve.conftest import CONTEXT, Running, error, llama, post
 from tests.serve.looked import serve
 from tests.tiny import text_to_text
@@ -195,7 +197,7 @@ class OneModel:
     """Of an engine what a pass needs; calls run at once, or when they are let."""
 
     def __init__(self, model: qkv.Model, *, wait: bool = False) -> None:
-        self.model, self.name, self.generates = model, "one", True
+        self.model, self.name, self.generates, self.ready = model, "one", True, True
         self.passes = 0
         self.waiting: list[concurrent.futures.Future[Any]] | None = [] if wait else None
 
@@ -266,7 +268,8 @@ def test_of_an_encoder_decoder_all_three_parts() -> None:
     from fastapi.testclient import TestClient
 
     app = FastAPI()
-    app.include_router(look.router({"one": OneModel(text_to_text())}))
+    engines: Any = {"one": OneModel(text_to_text())}
+    app.include_router(look.router(Models(engines, Options())))
     client = TestClient(app)
     shapes = {}
     for part in ("encoder", "decoder", "cross"):

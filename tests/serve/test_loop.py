@@ -2,6 +2,9 @@
 
 import time
 
+import pytest
+
+from qkv.errors import InputError
 from qkv.serve.engine import Engine
 from qkv.serve.loop import IDLE
 from tests.serve.driving import engine, model, submit, waited
@@ -41,6 +44,12 @@ def test_what_was_queued_when_it_closes_is_done_or_cancelled() -> None:
             until(lambda made=made: made.ready)
             told = [submit(made, str(i), [1, 2]) for i in range(20)]
         assert all(one.over.is_set() for one in told)
+
+
+@pytest.mark.parametrize("sizes", [{"most_waiting": 0}, {"most_waiting": -5}, {"most_calls": 0}])
+def test_somebody_may_wait(sizes: dict[str, int]) -> None:
+    with pytest.raises(InputError, match="each must be at least 1"):
+        Engine(model(), name="nobody", cache=640, **sizes)
 
 
 def test_an_engine_that_was_never_started_closes() -> None:

@@ -51,6 +51,7 @@ def test_keys_are_not_shown() -> None:
     [
         *({"port": -1}, {"port": 65536}, {"max_body": 0}, {"body_seconds": 0}, {"grace": -1}, {"most_connections": 0}),
         {"request_seconds": float("nan")},
+        *({name: float("inf")} for name in ("grace", "header_seconds", "request_seconds", "health_seconds")),
     ],
 )
 def test_wrong_values_are_named(wrong: dict[str, Any]) -> None:

@@ -29,6 +29,12 @@ SIZES = {"cache": 1024, "most_running": 4, "most_waiting": 8}
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(autouse=True)
+def environ(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Ray is to read stays in here."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+
+
 def plan(**changes: Any) -> Any:
     given = {"wanted": {"tiny": "tiny"}, "options": Options(keys=(KEY,)), "sizes": SIZES, "how": (None, None, None)}
     return plan_of(**{**given, "replicas": 2, "variable": "QKV_API_KEY", **changes})
@@ -43,10 +49,10 @@ def free_port() -> int:
 PROGRAM = """
 import sys
 from qkv.serve.options import Options, keys_from
-from qkv.serve.replicas import serve_replicas
+from qkv.serve.replicas import plan_of, serve_replicas
 options = Options(port=int(sys.argv[2]), keys=keys_from("QKV_API_KEY"), grace=20.0)
 sizes = {"cache": 1024, "most_running": 4, "most_waiting": 8}
-sys.exit(serve_replicas({"tiny": sys.argv[1]}, options, sizes, (None, None, 1), 2, "QKV_API_KEY"))
+sys.exit(serve_replicas(plan_of({"tiny": sys.argv[1]}, options, sizes, (None, None, 1), 2, "QKV_API_KEY"), 2))
 """
 
 

@@ -1,8 +1,10 @@
 """Listening, starting and stopping. (Signals: test_hardening_ends, in a process of its own.)"""
 
+import json
 import signal
 import socket
 import threading
+import time
 from typing import Any
 
 import httpx
@@ -12,7 +14,7 @@ from qkv.errors import InputError
 from qkv.serve import run
 from qkv.serve.options import Options
 from qkv.serve.run import address, bind
-from tests.serve.conftest import Running, llama, until
+from tests.serve.conftest import Running, llama, request, until
 
 
 def test_a_port_that_is_taken_is_named() -> None:
@@ -58,6 +60,23 @@ def test_an_engine_that_does_not_end_is_left_behind(monkeypatch: pytest.MonkeyPa
     running.close()
     assert running.server.code == 1
     assert any("did not end" in line.get("error", "") for line in running.log())
+    release.set()
+    until(lambda: not running.engine.alive)
+
+
+def test_a_request_to_an_engine_that_does_not_end_has_its_grace_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "STUCK", 0.3)
+    running = Running({"tiny": llama()}, grace=2.0)
+    release = threading.Event()
+    running.engine.call(lambda model: release.wait(30))
+    body = json.dumps({"model": "tiny", "prompt": "one"}).encode()
+    with socket.create_connection(("127.0.0.1", running.port)) as connection:
+        connection.sendall(request("/v1/completions", f"Content-Length: {len(body)}", body=body))
+        until(lambda: running.engine.state().submitted == 1)
+        began = time.monotonic()
+        running.close()
+    assert time.monotonic() - began < 2 * 2.0
+    assert running.server.code == 1
     release.set()
     until(lambda: not running.engine.alive)
 

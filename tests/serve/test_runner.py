@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from qkv.errors import InputError
 from qkv.serve.pages import Pages
 from qkv.serve.runner import Runner
 from qkv.serve.scheduler import Scheduler
@@ -33,6 +34,12 @@ def test_rows_are_what_whole_texts_give(kind: str) -> None:
         torch.testing.assert_close(
             got, expected if i % 2 else expected[-1:], atol=0.2 if kind == "packed" else 1e-4, rtol=0
         )
+
+
+@pytest.mark.parametrize("pages", [2**40, 2**60])
+def test_more_memory_than_there_is(pages: int) -> None:
+    with pytest.raises(InputError, match=r"cache: no memory for .* pages of 16 tokens; ask for less"):
+        Runner(model(), pages, PAGE)
 
 
 def test_a_step_can_be_done_again() -> None:

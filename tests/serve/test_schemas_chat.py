@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from openai.types.chat import ChatCompletionMessage
+from openai.types.chat import ChatCompletionMessage, ParsedChatCompletionMessage
 from pydantic import ValidationError
 
 from qkv.serve.schemas_chat import ChatRequest, Message
@@ -21,6 +21,22 @@ def test_an_answer_can_be_sent_back() -> None:
     assert Message.model_validate(answer.model_dump()).tool_calls
     text = ChatCompletionMessage(role="assistant", content="hi", annotations=[])
     assert Message.model_validate(text.model_dump()).content == "hi"
+
+
+def test_so_can_one_that_the_client_has_parsed() -> None:
+    """`client.chat.completions.parse` and `.stream` leave there what they read of it."""
+    call = {**CALL, "function": {**CALL["function"], "parsed_arguments": {"a": 1}}}  # type: ignore[dict-item]
+    answer = ParsedChatCompletionMessage[object].model_validate({"role": "assistant", "content": "{}", "parsed": {}})
+    assert Message.model_validate(answer.model_dump(exclude_unset=True)).content == "{}"
+    calls = ParsedChatCompletionMessage[object].model_validate({"role": "assistant", "tool_calls": [call]})
+    assert "parsed_arguments" in str(calls.model_dump(exclude_unset=True))
+    assert Message.model_validate(calls.model_dump(exclude_unset=True)).tool_calls
+
+
+@pytest.mark.parametrize("kind", ["string", "array", ["object", "null"], None])
+def test_parameters_are_an_object_s(kind: Any) -> None:
+    with pytest.raises(ValidationError, match="type 'object'"):
+        chat(tools=[{"type": "function", "function": {"name": "f", "parameters": {"type": kind}}}])
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,8 @@ def test_no_tokens_only_with_echo() -> None:
     assert CompletionRequest(model="m", prompt="a", max_tokens=0, echo=True)
     with pytest.raises(ValidationError, match="echo"):
         CompletionRequest(model="m", prompt="a", max_tokens=0)
+    with pytest.raises(ValidationError, match="n must be 1"):
+        CompletionRequest(model="m", prompt="a", max_tokens=0, echo=True, n=2)
 
 
 def test_documents() -> None:

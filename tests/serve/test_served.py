@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 
 from qkv.errors import InputError, NotFound
+from qkv.inputs.text import Tokenizer
 from qkv.serve.ask import Grammar
 from qkv.serve.engine import Engine
+from qkv.serve.errors import Refused
 from qkv.serve.events import Stopped
 from qkv.serve.options import Options
 from qkv.serve.schemas import ResponseFormat, Sampling, Structured
-from qkv.serve.served import Models, Served, grammar_of, lasts
+from qkv.serve.served import LONGEST, Models, Served, check_length, grammar_of, lasts
 from tests.serve.conftest import llama
 
 
@@ -56,6 +58,49 @@ def test_a_search_of_the_config_is_not_done(engine: Engine) -> None:
 def test_a_bias_beyond_the_vocabulary(engine: Engine) -> None:
     with pytest.raises(InputError, match="logit_bias"):
         Served(engine).settings_of(Sampling(model="m", logit_bias={"9999": 1.0}), 1, False)
+
+
+def test_stop_tokens_of_a_request_are_not_ignored(engine: Engine) -> None:
+    """`ignore_eos` is about the model's own."""
+    served = Served(engine)
+    own = served.settings.stop_tokens
+    assert own
+    for ignore, ends in ((None, (*own, 7)), (False, (*own, 7)), (True, (7,))):
+        found = served.settings_of(Sampling(model="m", stop_token_ids=[7, 7], ignore_eos=ignore), 1, False)
+        assert found.ends == ends
+    assert served.settings_of(Sampling(model="m", ignore_eos=True), 1, False).ends == ()
+    with pytest.raises(InputError, match="stop_token_ids"):
+        served.settings_of(Sampling(model="m", stop_token_ids=[9999]), 1, False)
+
+
+def test_texts_are_encoded_as_each_alone(engine: Engine) -> None:
+    served = Served(engine)
+    texts = ["One two", "", "<s>Ünï"]
+    assert served.encode(texts) == [served.tokenizer.encode(text) for text in texts]
+    assert served.encode(texts[:1], special=False) == [served.tokenizer.encode(texts[0], special=False)]
+
+
+def test_one_text_is_not_encoded_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """tokenizers lets other threads run only while it encodes several."""
+    seen, real = [], Tokenizer.encode_batch
+
+    def encode_batch(self: Tokenizer, texts: list[str], **more: Any) -> Any:
+        seen.append(len(texts))
+        return real(self, texts, **more)
+
+    monkeypatch.setattr(Tokenizer, "encode_batch", encode_batch)
+    Served(engine).encode(["one"])
+    assert seen == [2]
+
+
+def test_far_too_long_is_refused_before_it_is_cut(engine: Engine) -> None:
+    served = Served(engine)
+    most = LONGEST * engine.limits.context
+    served.check_length("prompt", ["x" * (most - 1), "x"])
+    with pytest.raises(Refused, match=r"prompt: .* characters") as caught:
+        served.check_length("prompt", ["x" * most, "x"])
+    assert (caught.value.status, caught.value.code) == (400, "context_length_exceeded")
+    check_length("input", ["x" * 10**6], None)
 
 
 def test_without_a_tokenizer() -> None:

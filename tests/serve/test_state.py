@@ -21,15 +21,6 @@ def test_a_rate_looks_back_some_seconds(monkeypatch: pytest.MonkeyPatch) -> None
     assert counts.rate() == 0
 
 
-def test_beginning_forgets_all_but_who_came() -> None:
-    counts = Counts()
-    counts.submitted, counts.prompt_tokens = 3, 5
-    counts.finished["stop"] += 1
-    counts.begin()
-    assert (counts.submitted, counts.prompt_tokens, counts.finished["stop"]) == (3, 0, 0)
-    assert set(counts.finished) == {"stop", "length", "cancelled", "failed"}
-
-
 def test_a_state_says_what_a_view_says_and_more() -> None:
     names = [{field.name for field in dataclasses.fields(kind)} for kind in (View, State)]
     assert names[0] < names[1]

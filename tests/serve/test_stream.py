@@ -1,6 +1,8 @@
 """Server-sent events as they go over the wire, and what is counted."""
 
 import json
+import threading
+from typing import Any
 
 import httpx
 import pytest
@@ -54,6 +56,41 @@ def test_what_fails_later_is_an_event(served: Running, url: str, monkeypatch: py
         assert error(post(url, path, {**sent, "stream": False}), 500)
     monkeypatch.undo()
     assert served.log()[-1]["error"] == "RuntimeError: /root/secret"
+
+
+def test_lines_end_where_events_do(served: Running, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """httpx, requests and Python itself cut lines at more characters than server-sent events do."""
+    text = "a\u2028b\u2029c\x85d\x0be\x1cf\u4e2d\U0001f600"
+
+    def submit(self: Engine, ask: object, deliver: object) -> None:
+        assert callable(deliver)
+        deliver(Began(1, 0))
+        deliver(Piece(0, text, ()))
+        deliver(Ended(0, "stop", Usage(1, 0, 1), Times(0, 0, 0, 0), None))
+
+    monkeypatch.setattr(Engine, "submit", submit)
+    found = ""
+    with httpx.stream("POST", f"{url}/v1/completions", json=BODY, timeout=30) as answer:
+        for line in answer.iter_lines():
+            assert line == "" or line.startswith("data: ")
+            if line.startswith("data: {"):
+                found += json.loads(line.removeprefix("data: "))["choices"][0]["text"]
+    monkeypatch.undo()
+    assert found == text
+
+
+def test_a_request_is_taken_beside_the_event_loop(served: Running, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes through every token of the prompt, and others' answers must come meanwhile."""
+    threads, real = [], Engine.submit
+
+    def submit(self: Engine, ask: Any, deliver: Any) -> None:
+        threads.append(threading.current_thread())
+        real(self, ask, deliver)
+
+    monkeypatch.setattr(Engine, "submit", submit)
+    assert post(url, "/v1/completions", {**BODY, "prompt": ["One", "Two"], "n": 2}).status_code == 200
+    assert len(threads) == 2
+    assert served.thread not in threads
 
 
 def test_totals() -> None:

@@ -5,14 +5,17 @@ from typing import Any
 
 import pytest
 
-from qkv.serve.calls import Auto, Named, Plain, Required
+from qkv.serve.calls import Auto, Begin, Named, Plain, Required
+from qkv.serve.guide import Compiler
 from qkv.serve.schemas_chat import ChatRequest
 from qkv.serve.tools import grammar_of, offered, parser_of
+from tests.serve.conftest import tokenizer
 
 REFS = {
     "type": "object",
     "properties": {"where": {"$ref": "#/$defs/place"}, "to": {"$ref": "#/definitions/place"}, "back": {"$ref": "#"}},
     "$defs": {"place": {"enum": ["here", "there"]}},
+    "definitions": {"place": {"enum": ["up"]}},
 }
 
 
@@ -73,6 +76,42 @@ def test_required_calls(parallel: bool | None, most: int) -> None:
     assert stay["properties"]["arguments"] == {"$ref": "#/$defs/stay"}
     defined = schema["$defs"]
     assert defined["stay"] == {"type": "object"}
-    assert defined["go:place"] == {"enum": ["here", "there"]}
-    assert defined["go"]["properties"]["where"] == defined["go"]["properties"]["to"] == {"$ref": "#/$defs/go:place"}
-    assert defined["go"]["properties"]["back"] == {"$ref": "#/$defs/go"}
+    assert defined["go"]["$defs"] == REFS["$defs"]
+    where = defined["go"]["properties"]
+    assert where["where"] == {"$ref": "#/$defs/go/$defs/place"}
+    assert where["to"] == {"$ref": "#/$defs/go/definitions/place"}
+    assert where["back"] == {"$ref": "#/$defs/go"}
+
+
+@pytest.mark.parametrize(
+    ("properties", "more"),
+    [
+        ({"where": {"$ref": "#/$defs/place"}}, {"$defs": {"place": {"enum": ["here"]}}}),
+        ({"a": {"enum": [1]}, "b": {"$ref": "#/properties/a"}}, {}),
+        ({"definitions": {"enum": ["x"]}, "$defs": {"enum": [2]}, "$ref": {"enum": [3]}, "enum": {"const": 4}}, {}),
+        ({"enum": {"$ref": "#/$defs/place"}}, {"$defs": {"place": {"enum": ["here"]}}}),
+        ({"a": {"enum": [{"$ref": "#"}]}}, {}),
+        ({"a": {"anyOf": [{"$ref": "#"}, {"enum": [5]}]}}, {}),
+    ],
+    ids=lambda value: str([*value]),
+)
+def test_any_parameters_can_be_required(properties: dict[str, Any], more: dict[str, Any]) -> None:
+    """What refers to a place in them finds it, and a name that is also a word of schemas is a name."""
+    parameters = {"properties": properties, "required": [*properties], "additionalProperties": False, **more}
+    body = chat(
+        tool_choice="required", tools=[{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    )
+    grammar = grammar_of(body)
+    assert grammar is not None
+    Compiler(tokenizer(), 400).compile(grammar)
+    found = json.loads(grammar.source)["$defs"]["f"]
+    assert [*found["properties"]] == [*properties]
+    if "enum" in properties.get("a", {}):
+        assert found["properties"]["a"] == properties["a"]
+
+
+@pytest.mark.parametrize(("parallel", "count"), [(None, 2), (True, 2), (False, 1)])
+def test_parallel_calls_where_the_model_chooses(parallel: bool | None, count: int) -> None:
+    parser = parser_of(chat(parallel_tool_calls=parallel))
+    found = [*parser.feed('[{"name": "go"}, {"name": "stay"}]'), *parser.finish()]
+    assert len([one for one in found if isinstance(one, Begin)]) == count

@@ -24,9 +24,13 @@ class Memory:
                 self.slots[sequence.source_pages[at // self.size]][at % self.size] = (sequence.source, token)
         targets = [target for _, target in plan.copies]
         assert len(set(targets)) == len(targets)
-        assert not set(targets) & {source for source, _ in plan.copies}, "the order of copies would matter"
-        for source, target in rng.sample(plan.copies, len(plan.copies)):
-            self.slots[target] = list(self.slots[source])
+        if rng.random() < 0.5:  # all at once
+            found = [list(self.slots[source]) for source, _ in plan.copies]
+            for target, slots in zip(targets, found, strict=True):
+                self.slots[target] = slots
+        else:
+            for source, target in plan.copies:
+                self.slots[target] = list(self.slots[source])
         rows = {row.sequence.id for row in plan.rows}
         assert len(rows) == len(plan.rows)
         for row in plan.rows:
