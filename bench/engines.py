@@ -96,7 +96,8 @@ class Qkv(Stepwise):
             parts = [chunk[i : i + n] for chunk, i, n in zip(chunks, at, counts, strict=True)]
             at = [i + n for i, n in zip(at, counts, strict=True)]
             last = all(i == len(chunk) for i, chunk in zip(at, chunks, strict=True))
-            logits = self.read(parts, self.cache, [int(last)] * len(parts))
+            prompts = [len(part) if len(chunk) > 1 else 0 for chunk, part in zip(chunks, parts, strict=True)]
+            logits = self.read(parts, self.cache, [int(last)] * len(parts), prompts)
             if last:
                 tokens: list[int] = logits.float().numpy().argmax(-1).tolist()  # torch's takes 17 times as long
                 return tokens

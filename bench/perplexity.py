@@ -48,12 +48,13 @@ def windows(ids: list[int], length: int, count: int | None) -> list[list[int]]:
 
 
 def surprise(model: Model, window: list[int], rows: int) -> Tensor:
-    """−log p of each token after the first [length − 1], read `rows` at a time."""
+    """−log p of each token after the first [length − 1], read `rows` at a time; all at once: as a prompt is."""
     read, cache = Reader(model), new_cache(model, [[]], len(window), rows)
     targets, out = torch.tensor(window[1:]), []
     for start in range(0, len(window) - 1, rows):
         chunk = window[start : min(start + rows, len(window) - 1)]
-        logits = read([chunk], cache, [len(chunk)]).float()
+        prompts = [len(chunk)] if rows >= len(window) else None
+        logits = read([chunk], cache, [len(chunk)], prompts).float()
         wanted = targets[start : start + len(chunk)]
         out.append(logits.logsumexp(-1) - logits.gather(1, wanted[:, None])[:, 0])
     return torch.cat(out)

@@ -16,7 +16,7 @@ from qkv.kernels import build
 from qkv.kernels.build import FLAGS, FOLDER
 
 ROOT = FOLDER.parents[1]
-TESTS = [f"tests/kernels/test_{name}.py" for name in ("native", "ops", "check", "plan")]
+TESTS = [f"tests/kernels/test_{name}.py" for name in ("native", "ops", "check", "plan", "prompts")]
 ADDRESS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
 THREAD = ["-fsanitize=thread", "-g"]
 COMPILER = os.environ.get("CC") or "cc"

@@ -199,7 +199,8 @@ def _run(model: Transformer, searches: list[_Search], chunk: int) -> Iterator[tu
         rows = [search for search in searches for _ in search.waiting]
         counts = iter(share([len(ids) for search in searches for ids in search.waiting], chunk))
         ids = [taken for search in searches for taken in search.take([next(counts) for _ in search.waiting])]
-        logits = read(ids, cache, [int(search.ready) for search in rows])
+        prompts = [0 if search.made else len(row) for search, row in zip(rows, ids, strict=True)]
+        logits = read(ids, cache, [int(search.ready) for search in rows], prompts)
         watch.how = read.how
         watch.read(cache, [len(search.request.source) for search in rows])
         kept, at = list[int](), 0

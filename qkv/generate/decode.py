@@ -101,6 +101,10 @@ class _Row:
     def waiting(self) -> int:
         return len(self.ids) - self.read
 
+    def of_prompt(self, count: int) -> int:
+        """How many of the next ids are of the prompt."""
+        return max(0, min(count, len(self.request.prompt) - self.read))
+
     def take(self, count: int) -> list[int]:
         """The next ids to read, and what is guessed to come behind them."""
         self.read += count
@@ -146,7 +150,8 @@ def _run(model: Transformer, rows: list[_Row], cache: Cache | None, chunk: int) 
         ready = [row.waiting == n for row, n in zip(rows, counts, strict=True)]
         _think([row for row, one in zip(rows, ready, strict=True) if one], chunk - sum(counts), cache)
         wanted = [one + len(row.guess) for row, one in zip(rows, ready, strict=True)]
-        logits = read([row.take(n) for row, n in zip(rows, counts, strict=True)], cache, wanted)
+        prompts = [row.of_prompt(n) for row, n in zip(rows, counts, strict=True)]
+        logits = read([row.take(n) for row, n in zip(rows, counts, strict=True)], cache, wanted, prompts)
         watch.how = read.how
         watch.read(cache, [len(row.request.source) for row in rows])
         steps = []

@@ -209,7 +209,8 @@ class _Drafting:
         """Read what is not held yet → logits [V] behind the text."""
         while len(self.held) < len(text):
             chunk = text[len(self.held) : len(self.held) + self.settings.prefill_chunk]
-            logits = self.read([chunk], cache, [1])
+            prompt = max(0, min(len(chunk), len(self.request.prompt) - len(self.held)))
+            logits = self.read([chunk], cache, [1], [prompt])
             self.held += chunk
         return logits[0]
 

@@ -42,6 +42,11 @@ class Reader:
             self.native, self.why = None, str(why)
 
     @property
+    def apart(self) -> bool:
+        """Do a prompt's tokens get other products than an answer's? Then keys differ in their last digits too."""
+        return self.native is not None and self.native.apart
+
+    @property
     def how(self) -> str:
         """What did the steps so far, and why where it was torch."""
         if self.native is None or self.steps == self.by_torch > 0:
@@ -50,13 +55,19 @@ class Reader:
         return f"{level}; torch for {self.by_torch} of {self.steps} steps: {self.why}" if self.by_torch else level
 
     @torch.no_grad()
-    def __call__(self, chunks: Sequence[Sequence[int]], cache: Cache, wanted: Sequence[int]) -> Tensor:
+    def __call__(
+        self,
+        chunks: Sequence[Sequence[int]],
+        cache: Cache,
+        wanted: Sequence[int],
+        prompts: Sequence[int] | None = None,
+    ) -> Tensor:
         """Feed each sequence its chunk → logits [sum of wanted, V], sequence by sequence, after each of its last
-        `wanted[i]` tokens (0: none of this one).
+        `wanted[i]` tokens (0: none of this one). The first `prompts[i]` tokens of a chunk are of a prompt (None: none).
 
         Not inference_mode: what is in the cache can be used outside."""
         lengths = [len(chunk) for chunk in chunks]
-        batch = Batch(lengths, cache.starts(lengths), self.model.device)
+        batch = Batch(lengths, cache.starts(lengths), self.model.device, prompts=prompts)
         ids = [i for chunk in chunks for i in chunk]
         ends = accumulate(lengths)
         places = [end - back for end, n in zip(ends, wanted, strict=True) for back in range(n, 0, -1)]

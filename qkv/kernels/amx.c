@@ -12,28 +12,13 @@
 
 #define QKV_AVX512
 #include "body.h"
+#include "amx.h"
 
 #include <cpuid.h>
 #if defined(__linux__)
 #include <sys/syscall.h>
 long syscall(long number, ...);
 #endif
-
-typedef struct __attribute__((aligned(64))) {
-    uint8_t palette, start, none[14];
-    uint16_t bytes[16]; /* of a row of each register */
-    uint8_t rows[16];
-} Config;
-
-/* Registers 0 to 3: whole numbers [16, 16]; 4 and 5: x [16, group]; 6 and 7: W [group / 4, 16 · 4]. */
-static void configure(int group) {
-    Config c = {.palette = 1};
-    for (int i = 0; i < 4; i++) c.bytes[i] = 64, c.rows[i] = 16;
-    for (int i = 4; i < 6; i++) c.bytes[i] = (uint16_t)group, c.rows[i] = 16;
-    for (int i = 6; i < 8; i++) c.bytes[i] = 64, c.rows[i] = (uint8_t)(group / 4);
-    __asm__ volatile("" : : "r"(&c) : "memory"); /* GCC's intrinsic says that it reads eight bytes; it reads all 64 */
-    _tile_loadconfig(&c);
-}
 
 static void arrange(const float *x, int64_t stride, int M, int64_t K, int halves, X *to) {
     to->M = M;
@@ -90,34 +75,36 @@ INLINE void row_block(int group, int64_t groups, const X *x, const Spread *w, fl
     if (groups - g == 3) add_groups(group, x, w, g, 3, out);
 }
 
-static void many(int type, const uint8_t *w, int64_t K, int tiles, int64_t blocks, const X *(*block)(const void *, int64_t),
-                 void (*done)(const void *, int64_t, float *), const void *run, uint8_t *room) {
+static void many(int type, const uint8_t *w, int64_t K, int tiles, const Blocks *rows, uint8_t *room) {
     const int group = type == Q6_K ? 16 : 32;
     _Alignas(64) float out[MANY * WIDE];
     Spread spread[WIDE / TILE];
     for (int t = 0; t < tiles; t++, room += spread_bytes(K)) {
-        spread[t] = (Spread){room, (float *)(room + K * TILE), (float *)(room + K * TILE) + K};
+        spread[t] = spread_at(room, K);
         qkv_spread(type, w + t * tile_bytes(type, K), K, spread + t);
     }
+    SETTLED();
     configure(group);
-    for (int64_t i = 0; i < blocks; i++) {
-        const X *x = block(run, i);
+    for (int64_t i = 0; i < rows->blocks; i++) {
+        const X *x = rows->block(rows->with, i);
         for (int t = 0; t < tiles; t++) {
             if (group == 16) row_block(16, K / 16, x, spread + t, out + t * TILE);
             else row_block(32, K / 32, x, spread + t, out + t * TILE);
         }
-        done(run, i, out);
+        rows->done(rows->with, i, out);
     }
     _tile_release();
 }
 
-/* Many rows by AMX, if the processor has it and the system lets this process use it. */
+/* If the processor has it and the system lets this process use it. */
 int qkv_with_amx(Body *body) {
     unsigned a, b, c, d;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 24 & 1) || !(d >> 25 & 1)) return 0;
 #if defined(__linux__) && defined(SYS_arch_prctl)
     if (syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* the registers' number */)) return 0;
+    const int halves = d >> 22 & 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 5 & 1;
     body->name = "amx", body->arrange = arrange, body->many = many;
+    if (halves) qkv_with_bulk(body);
     return 1;
 #else
     return 0;

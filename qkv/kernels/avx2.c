@@ -189,7 +189,7 @@ INLINE void tiles(int type, const uint8_t *b, int64_t K, Some x, int count, floa
     }
 PRODUCT_OF_TILES(BY_ROWS)
 
-const Body qkv_avx2 = {"avx2", quantize, product, NULL, NULL, norm, activate, attend};
+const Body qkv_avx2 = {"avx2", quantize, product, NULL, NULL, NULL, NULL, NULL, norm, activate, attend};
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -199,7 +199,7 @@ void qkv_spread(int type, const uint8_t *tile, int64_t K, const Spread *to) {
     switch (type) { PACKED_TYPES(SPREAD_OF) }
 }
 
-const Body qkv_avx512 = {"avx512", quantize, product, NULL, NULL, norm, activate, attend};
+const Body qkv_avx512 = {"avx512", quantize, product, NULL, NULL, NULL, NULL, NULL, norm, activate, attend};
 
 #if defined(__clang__)
 #pragma clang attribute pop

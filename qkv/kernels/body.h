@@ -235,8 +235,9 @@ enum { KEYS = 2 * RUN }; /* at a time */
             V low = __builtin_shufflevector(r[i], r[i + s], LANES(LOW, s)); \
             r[i + s] = __builtin_shufflevector(r[i], r[i + s], LANES(HIGH, s)), r[i] = low; \
         }
+INLINE void turn_square(V *r) { SWAP(8) SWAP(4) SWAP(2) SWAP(1) }
 INLINE void turn_rows(int pairs, V *r, float *turned) {
-    SWAP(8) SWAP(4) SWAP(2) SWAP(1)
+    turn_square(r);
     for (int i = 0; i < 16; i++) {
         float *to = turned + i * (1 + pairs) * KEYS;
         store(to, pairs ? (V)((VI)r[i] << 16) : r[i]);

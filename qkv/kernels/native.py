@@ -28,7 +28,7 @@ class Native:
         self.path = path
         self.library = library = ctypes.CDLL(str(path))
         number, whole, pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
-        self._use = library.qkv_use
+        self._use, self._bulk = library.qkv_use, library.qkv_bulk
         self._use.argtypes, self._use.restype = [number], ctypes.c_char_p
         self._pack = library.qkv_pack
         self._pack.argtypes, self._pack.restype = [number, pointer, whole, whole, pointer, number, number], None
@@ -44,6 +44,11 @@ class Native:
         name: bytes = self._use(-1 if level is None else LEVELS.index(level))
         self.level = name.decode()
         return self.level
+
+    @property
+    def bulk(self) -> bool:
+        """Has this level a product of its own for the rows of prompts (in bfloat16)?"""
+        return bool(self._bulk())
 
     def pack(self, kind: str, blocks: Tensor) -> Tensor:
         """Rows of a file's blocks, uint8 [N, bytes of a row], as tiles of 16 rows (qkv.h): the bytes [tiles' bytes]."""

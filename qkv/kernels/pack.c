@@ -119,6 +119,9 @@ static int best(void) {
     return 0;
 }
 
+/* Whether this body has a product of its own for the rows of prompts. */
+API int qkv_bulk(void) { return body->bulk != NULL; }
+
 /* Take the body of this level (0 portable, 1 AVX2, 2 AVX-512, 3 AMX), or the best below it; its name. */
 API const char *qkv_use(int level) {
     int most = best();

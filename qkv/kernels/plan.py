@@ -46,8 +46,8 @@ class _Op(ctypes.Structure):
 
 class _Step(ctypes.Structure):
     _fields_ = [("ops", _pointer), ("count", _whole), ("rows", _whole), ("sequences", _whole), ("picks", _whole),
-                ("lengths", _pointer), ("starts", _pointer), ("ids", _pointer), ("picked", _pointer),
-                ("threads", _whole), ("pages", _pointer), ("most_pages", _whole)]  # fmt: skip
+                ("lengths", _pointer), ("starts", _pointer), ("prompts", _pointer), ("ids", _pointer),
+                ("picked", _pointer), ("threads", _whole), ("pages", _pointer), ("most_pages", _whole)]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -212,17 +212,19 @@ class Plan:
         starts: Sequence[int],
         picked: Sequence[int],
         pages: Tensor | None = None,
+        prompts: Sequence[int] | None = None,
     ) -> None:
         """One step: `lengths[b]` new rows of each sequence, from position `starts[b]`. `pages` (int64 [B, most]), where
         keys are kept in pages, in all attentions: those of each sequence, position p in slot p mod size of its page
-        p // size. Nobody checks the ids, nor the pages."""
+        p // size. `prompts[b]`: how many of the rows, the first ones, are a prompt's (None: none), which have products
+        and an attention of their own where the library has some. Nobody checks the ids, nor the pages."""
         if self._table is None:
             self._table = (_Op * len(self._ops))(*self._ops)
         T, B, P = len(ids), len(lengths), len(picked)
-        numbers = (_whole * (2 * B + T + P))(*lengths, *starts, *ids, *picked)
+        numbers = (_whole * (3 * B + T + P))(*lengths, *starts, *(prompts or [0] * B), *ids, *picked)
         at = ctypes.addressof(numbers)
         step = _Step(ctypes.addressof(self._table), len(self._table), T, B, P, at, at + 8 * B, at + 16 * B,
-                     at + 16 * B + 8 * T, torch.get_num_threads(), *_table(pages))  # fmt: skip
+                     at + 24 * B, at + 24 * B + 8 * T, torch.get_num_threads(), *_table(pages))  # fmt: skip
         if self._run(ctypes.byref(step)):
             raise MemoryError(f"no memory for a step of {T} tokens")
 

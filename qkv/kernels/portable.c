@@ -36,4 +36,4 @@ static void product(int type, const uint8_t *w, int64_t K, const X *x, int64_t n
 #ifndef QKV_NAME
 #define QKV_NAME "portable"
 #endif
-const Body qkv_portable = {QKV_NAME, quantize, product, NULL, NULL, norm, activate, attend};
+const Body qkv_portable = {QKV_NAME, quantize, product, NULL, NULL, NULL, NULL, NULL, norm, activate, attend};

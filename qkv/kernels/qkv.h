@@ -13,8 +13,9 @@
 #include <string.h>
 
 enum { F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q8_0 = 8, Q4_K = 12, Q5_K = 13, Q6_K = 14, BF16 = 30 }; /* ggml_type */
-enum { TILE = 16, ROWS = 8, MANY = 16, WIDE = 4 * TILE }; /* rows of W in a tile; rows of x at a time, or of many; most outputs */
-enum { RUN = 16 }; /* keys that lie side by side, wherever the next ones are */
+enum { TILE = 16, WIDE = 4 * TILE };    /* rows of W in a tile; most outputs at a time */
+enum { ROWS = 8, MANY = 16, BULK = 32 }; /* rows of x at a time: of few, of many, of a prompt's */
+enum { RUN = 16, SPLIT = 256 };         /* keys that lie side by side, wherever the next ones are; and that are weighed together */
 enum { AS_IS, RELU, GELU, GELU_TANH, SILU, RELU2, TANH };
 enum { NO_NORM, RMS, LAYER };
 
@@ -40,10 +41,12 @@ INLINE int64_t tile_bytes(int type, int64_t K) {
 }
 
 /* Up to ROWS rows of x, as the products want them. Of whole numbers: q[k/4][m][4], each 32 of them with a scale
-   s[k/32][m]; t[k/32][m] is s · Σ q, and t16[k/16][m] the same for each half. */
+   s[k/32][m]; t[k/32][m] is s · Σ q, and t16[k/16][m] the same for each half. A prompt's: BULK rows of bfloat16
+   h[k/32][m][32]. */
 typedef struct {
     int M;
     int8_t *q;
+    uint16_t *h;
     float *s, *t, *t16;
     const float *f; /* as they are */
     int64_t stride; /* floats from one row of f to the next */
@@ -62,12 +65,21 @@ typedef struct {
     const float *slopes; /* for each head, or NULL: ALiBi's */
     float *out; /* [queries, heads, D]: Σ p v, not divided; then in `sums` Σ p, in `most` the largest score */
     float *sums, *most;
-    float *room; /* 32 · D floats, aligned */
+    float *room; /* 32 · D floats, aligned; of prompts: room_for_prompts */
 } Attend;
+INLINE int64_t room_for_prompts(int D) { return (int64_t)2 * SPLIT * D * 2 + 16 * D * 2 + 16 * SPLIT * (2 + 4); } /* bytes */
 
 /* A tile of W one byte a weight, as q[k/4][row][4], and the scale d and minimum of each row's groups. */
 typedef struct { uint8_t *q; float *d, *low; } Spread;
 INLINE int64_t spread_bytes(int64_t K) { return K * TILE + 2 * K * (int64_t)sizeof(float); }
+
+/* Rows of x, block by block, and what becomes of each block's products out[m][WIDE]. */
+typedef struct {
+    const X *(*block)(const void *with, int64_t at);
+    void (*done)(const void *with, int64_t at, float *out);
+    const void *with;
+    int64_t blocks;
+} Blocks;
 
 typedef struct {
     const char *name;
@@ -76,10 +88,15 @@ typedef struct {
     /* out[m][n] = Σ x w for `count` ≤ WIDE outputs from `n`, a multiple of WIDE; rows of out are WIDE apart. */
     void (*product)(int type, const uint8_t *w, int64_t K, const X *x, int64_t n, int count, float *out);
     /* The same for many rows, or NULL: MANY rows of x as whole numbers q[k/32][m][32]; and `tiles` (≤ WIDE / TILE) tiles
-       of W, spread out once into `room`, times `blocks` of these; each result [m][WIDE] is given to `done`. */
+       of W, spread out once into `room`, times these. */
     void (*arrange)(const float *x, int64_t stride, int M, int64_t K, int halves, X *to);
-    void (*many)(int type, const uint8_t *w, int64_t K, int tiles, int64_t blocks, const X *(*block)(const void *run, int64_t at),
-                 void (*done)(const void *run, int64_t at, float *out), const void *run, uint8_t *room);
+    void (*many)(int type, const uint8_t *w, int64_t K, int tiles, const Blocks *x, uint8_t *room);
+    /* The same for the rows of prompts, in bfloat16, or NULL: other numbers, and several times as fast. */
+    void (*round)(const float *x, int64_t stride, int M, int64_t K, int halves, X *to);
+    void (*bulk)(int type, const uint8_t *w, int64_t K, int tiles, const Blocks *x, uint8_t *room);
+    /* Adds a split of at most SPLIT keys in bfloat16 to out [rows up to the next 16, D], sums and most of a prompt's
+       queries; D: a multiple of 32. NULL where `bulk` is. */
+    void (*bulk_attend)(const Attend *a);
     void (*norm)(int kind, const float *x, int64_t width, const float *w, const float *b, float eps, float *out);
     void (*activate)(int activation, float *x, int count);
     void (*attend)(const Attend *a);
@@ -88,7 +105,8 @@ typedef struct {
 extern const Body qkv_portable;
 #if defined(__x86_64__)
 extern const Body qkv_avx2, qkv_avx512;
-int qkv_with_amx(Body *body); /* adds it to a body; 0: it isn't there */
+int qkv_with_amx(Body *body); /* adds what there is of it to a body; 0: nothing */
+void qkv_with_bulk(Body *body); /* of prompt.c */
 void qkv_spread(int type, const uint8_t *tile, int64_t K, const Spread *to); /* of avx512.c */
 #endif
 

@@ -8,13 +8,14 @@
 
 #define API __attribute__((visibility("default")))
 
-enum { PHASES = 3, SPLIT = 256, QUERIES = 8 }; /* keys whose weights are summed before they meet the others' */
+enum { PHASES = 4, QUERIES = 8, MANY_QUERIES = 64 }; /* queries in a block, and of prompts */
 
 typedef struct {
     const Step *step;
     const Body *body;
     const Op *op;
-    int64_t rows, blocks;     /* that this op reads; blocks of `per` rows: ROWS, or MANY */
+    int64_t rows, blocks;     /* that this op reads; blocks of `per` rows: ROWS, MANY or BULK */
+    const int64_t *from, *to; /* which rows these are of its input, and of its outputs (NULL: all in turn) */
     int per;
     int tiles, ready;         /* in a piece; whether this thread has its x */
     int64_t before[PARTS + 1]; /* pieces before each part */
@@ -26,29 +27,40 @@ typedef struct {
     float *partial;           /* [blocks of queries · key heads][splits][slot] */
 } Run;
 
-typedef struct { const Step *step; Phase *phases; uint8_t *room; int64_t block_bytes, attend_bytes, spread_bytes, partial_at, spread_at; } Whole;
+typedef struct { const int64_t *rows; int64_t count; } Rows;
+typedef struct {
+    const Step *step;
+    Phase *phases;
+    uint8_t *room;
+    int64_t block_bytes, attend_bytes, spread_bytes, partial_at, spread_at;
+    Rows prompts, others;
+} Whole;
 
 INLINE int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* ---- linear ----------------------------------------------------------------------------------------------------- */
 
-static int64_t bytes_for_x(int64_t K, int per) { /* of many rows only the whole numbers are kept */
+static int64_t bytes_for_x(int64_t K, int per) { /* of many rows only what is multiplied is kept */
     int64_t padded = up(K, 32);
+    if (per == BULK) return up(per * padded * 2, 64) + 64;
     return up(per * (padded + padded / 32 * 8 + padded / 16 * 4 + (per == MANY ? 0 : K * 4)), 64) + 64;
 }
-static int64_t bytes_for_spread(int64_t K) { return up(WIDE / TILE * spread_bytes(K), 64); } /* enough for MANY rows of x too */
+static int64_t bytes_for_spread(int64_t K) { /* tiles, or rows of x as they are; whichever takes more */
+    const int64_t tiles = WIDE / TILE * spread_bytes(K), plain = WIDE / TILE * K * TILE * 2 + spread_bytes(K), x = BULK * K * 4;
+    return up(tiles > plain ? (tiles > x ? tiles : x) : plain > x ? plain : x, 64);
+}
 
 static X x_at(uint8_t *room, int64_t K, int per) {
     int64_t padded = up(K, 32);
-    X x = {.q = (int8_t *)room, .s = (float *)(room + per * padded)};
+    X x = {.q = (int8_t *)room, .h = (uint16_t *)room, .s = (float *)(room + per * padded)};
     x.t = x.s + per * padded / 32, x.t16 = x.t + per * padded / 32;
     return x;
 }
 
 static const float *row_of(const Run *run, int64_t row) {
     const Op *op = run->op;
-    return op->in + (op->picked ? run->step->picked[row] : row) * op->K;
+    return op->in + (run->from ? run->from[row] : row) * op->K;
 }
 
 /* Rows of the op's input, normed, in the forms that its weights want. */
@@ -57,7 +69,7 @@ static X prepared(const Run *run, int64_t block, uint8_t *room, int thread) {
     const int64_t K = op->K, first = block * run->per;
     const int M = (int)least(run->per, run->rows - first);
     X x = x_at(room, K, run->per);
-    float *f = run->per == MANY ? (float *)(run->spread + thread * run->spread_bytes) : x.t16 + run->per * up(K, 32) / 16;
+    float *f = run->per != ROWS ? (float *)(run->spread + thread * run->spread_bytes) : x.t16 + run->per * up(K, 32) / 16;
     for (int m = 0; m < M; m++) {
         const float *row = row_of(run, first + m);
         if (op->norm) run->body->norm(op->norm, row, K, op->norm_w, op->norm_b, op->eps, f + m * K);
@@ -66,7 +78,7 @@ static X prepared(const Run *run, int64_t block, uint8_t *room, int thread) {
     int whole = 0, halves = 0;
     for (int i = 0; i < op->parts; i++) whole |= is_packed(op->part[i].type), halves |= op->part[i].type == Q6_K;
     x.M = M, x.f = f, x.stride = K;
-    if (whole) (run->per == MANY ? run->body->arrange : run->body->quantize)(f, K, M, K, halves, &x);
+    if (whole) (run->per == BULK ? run->body->round : run->per == MANY ? run->body->arrange : run->body->quantize)(f, K, M, K, halves, &x);
     return x;
 }
 
@@ -77,13 +89,16 @@ static void prepare_piece(void *with, int thread, long at) {
 }
 _Static_assert(sizeof(X) <= 64, "an X fits behind its block");
 
+static int64_t output(const Run *run, int64_t row) { return run->to ? run->to[row] : row; }
+
 static void finish(const Run *run, const Part *part, int64_t first, int M, int64_t n, int count, float *y) {
     const Op *op = run->op;
     const int whole = (int)up(count, TILE);
     float padded[WIDE] = {0};
     if (part->bias) memcpy(padded, part->bias + n, count * sizeof(float));
     for (int m = 0; m < M; m++) {
-        float *row = y + m * WIDE, *out = part->out + (first + m) * part->N + n;
+        const int64_t at = output(run, first + m) * part->N + n;
+        float *row = y + m * WIDE;
         if (op->scale != 1) for (int i = 0; i < whole; i++) row[i] *= op->scale;
         if (part->bias) for (int i = 0; i < whole; i++) row[i] += padded[i];
         if (op->softcap) {
@@ -93,10 +108,15 @@ static void finish(const Run *run, const Part *part, int64_t first, int M, int64
         }
         if (part->activation) run->body->activate(part->activation, row, whole);
         if (op->residual) {
-            const float *before = op->residual + (first + m) * part->N + n;
+            const float *before = op->residual + at;
             for (int i = 0; i < count; i++) row[i] += before[i];
         }
-        memcpy(out, row, count * sizeof(float));
+        if (op->gated && part == op->part) { /* the second part came first */
+            const float *second = part[1].out + at;
+            for (int i = 0; i < count; i++) row[i] *= second[i];
+        }
+        if (count == WIDE) memcpy(part->out + at, row, WIDE * sizeof(float)); /* of a size that the compiler knows */
+        else memcpy(part->out + at, row, count * sizeof(float));
     }
 }
 
@@ -109,13 +129,6 @@ static Target target_at(const Run *run, long at) { /* of this piece; the first p
     const Part *part = run->op->part + p;
     const int64_t n = (at - run->before[p]) * wide;
     return (Target){run, part, n, (int)least(wide, part->N - n)};
-}
-
-static void gate(const Target *to, int64_t first, int M) { /* both parts are finished */
-    for (int m = 0; m < M; m++) {
-        const int64_t at = (first + m) * to->part->N + to->n;
-        for (int i = 0; i < to->count; i++) to->part->out[at + i] *= to->part[1].out[at + i];
-    }
 }
 
 static void product_piece(void *with, int thread, long at) {
@@ -132,7 +145,6 @@ static void product_piece(void *with, int thread, long at) {
             run->body->product(part->type, part->w, op->K, &x, to.n, to.count, y);
             finish(run, part, block * ROWS, x.M, to.n, to.count, y);
         }
-        if (op->gated) gate(&to, block * ROWS, x.M);
     }
 }
 
@@ -143,10 +155,9 @@ static const X *target_x(const void *with, int64_t block) {
 
 static void target_done(const void *with, int64_t block, float *out) {
     const Target *to = with;
-    const int64_t first = block * MANY;
-    const int M = (int)least(MANY, to->run->rows - first);
+    const int64_t first = block * to->run->per;
+    const int M = (int)least(to->run->per, to->run->rows - first);
     finish(to->run, to->part, first, M, to->n, to->count, out);
-    if (to->run->op->gated && to->part == to->run->op->part) gate(to, first, M); /* the second part came first */
 }
 
 /* Some tiles of a part (of two, where they are gated) times all rows. */
@@ -158,8 +169,9 @@ static void many_piece(void *with, int thread, long at) {
         Target to = first;
         to.part += i;
         const uint8_t *tiles = to.part->w + to.n / TILE * tile_bytes(to.part->type, op->K);
-        run->body->many(to.part->type, tiles, op->K, (int)up(to.count, TILE) / TILE, run->blocks, target_x, target_done, &to,
-                        run->spread + thread * run->spread_bytes);
+        const Blocks x = {target_x, target_done, &to, run->blocks};
+        (run->per == BULK ? run->body->bulk : run->body->many)(to.part->type, tiles, op->K, (int)up(to.count, TILE) / TILE, &x,
+                                                               run->spread + thread * run->spread_bytes);
     }
 }
 
@@ -189,6 +201,7 @@ static int tiles_in_piece(const Op *op, int parts, int64_t threads) {
 static void linear(Run *run, Phase *phases, int thread) {
     const Op *op = run->op;
     const int parts = op->gated ? 1 : op->parts;
+    run->blocks = up(run->rows, run->per) / run->per;
     run->tiles = tiles_in_piece(op, parts, run->step->threads);
     for (int i = 0; i < parts; i++) run->before[i + 1] = run->before[i] + up(op->part[i].N, run->tiles * TILE) / (run->tiles * TILE);
     for (int i = parts; i < PARTS; i++) run->before[i + 1] = run->before[i];
@@ -196,8 +209,32 @@ static void linear(Run *run, Phase *phases, int thread) {
         qkv_share(phases, run->before[parts], (int)run->step->threads, own_product_piece, run, thread);
         return;
     }
+    run->block_bytes = bytes_for_x(op->K, run->per);
     qkv_share(phases, run->blocks, (int)run->step->threads, prepare_piece, run, thread);
-    qkv_share(phases + 1, run->before[parts], (int)run->step->threads, run->per == MANY ? many_piece : product_piece, run, thread);
+    qkv_share(phases + 1, run->before[parts], (int)run->step->threads, run->per == ROWS ? product_piece : many_piece, run, thread);
+}
+
+static int all_packed(const Op *op) {
+    int packed = 1;
+    for (int i = 0; i < op->parts; i++) packed &= is_packed(op->part[i].type);
+    return packed;
+}
+
+/* The rows of prompts by their own product, where there is one; the others, and those that are picked, by the other. */
+static void linears(Run *run, const Whole *whole, int thread) {
+    const Op *op = run->op;
+    const Body *body = run->body;
+    const int packed = all_packed(op), apart = packed && body->bulk && !op->picked && whole->prompts.count;
+    Phase *phases = whole->phases + (op - run->step->ops) * PHASES;
+    Run others = *run, bulk = *run;
+    if (op->picked) others.from = run->step->picked;
+    if (apart) {
+        others.rows = whole->others.count, others.from = others.to = whole->others.rows;
+        bulk.rows = whole->prompts.count, bulk.from = bulk.to = whole->prompts.rows, bulk.per = BULK;
+        linear(&bulk, phases, thread);
+    }
+    others.per = packed && body->many && others.rows > ROWS ? MANY : ROWS;
+    if (others.rows) linear(&others, phases + 2, thread);
 }
 
 /* ---- attention ---------------------------------------------------------------------------------------------------- */
@@ -263,18 +300,29 @@ static void turn_piece(void *with, int thread, long at) {
    few, one split of it. */
 typedef struct { int64_t sequence, row, begin; int queries, g; } Block;
 
-static int64_t blocks_of_queries(const Step *step) {
+/* The first of a sequence's queries, those of its prompt, are apart from the others where there is an attention for them. */
+static int64_t apart(const Step *step, const Op *op, int64_t sequence) {
+    const int there = step->prompts && qkv_body()->bulk_attend && op->cache == BF16 && op->D % 32 == 0;
+    return there ? step->prompts[sequence] : 0;
+}
+static int64_t blocks_in(const Step *step, const Op *op, int64_t sequence, int size) {
+    const int64_t prompts = apart(step, op, sequence);
+    return up(size == QUERIES ? step->lengths[sequence] - prompts : prompts, size) / size;
+}
+static int64_t blocks_of_queries(const Step *step, const Op *op, int size) {
     int64_t blocks = 0;
-    for (int64_t s = 0; s < step->sequences; s++) blocks += up(step->lengths[s], QUERIES) / QUERIES;
+    for (int64_t s = 0; s < step->sequences; s++) blocks += blocks_in(step, op, s, size);
     return blocks;
 }
 
-static Block block_at(const Run *run, int64_t at) {
+static Block block_at(const Run *run, int64_t at, int size) {
     const Step *step = run->step;
-    Block b = {.g = (int)(at % run->op->kv_heads)};
-    for (at /= run->op->kv_heads; at >= up(step->lengths[b.sequence], QUERIES) / QUERIES; b.row += step->lengths[b.sequence++])
-        at -= up(step->lengths[b.sequence], QUERIES) / QUERIES;
-    b.begin = at * QUERIES, b.queries = (int)least(QUERIES, step->lengths[b.sequence] - b.begin);
+    const Op *op = run->op;
+    Block b = {.g = (int)(at % op->kv_heads)};
+    for (at /= op->kv_heads; at >= blocks_in(step, op, b.sequence, size); b.row += step->lengths[b.sequence++])
+        at -= blocks_in(step, op, b.sequence, size);
+    const int64_t prompts = apart(step, op, b.sequence), end = size == QUERIES ? step->lengths[b.sequence] : prompts;
+    b.begin = at * size + (size == QUERIES ? prompts : 0), b.queries = (int)least(size, end - b.begin);
     return b;
 }
 
@@ -283,7 +331,7 @@ static float *splits_of(const Run *run, int thread, long at) {
     return (float *)(run->mine + thread * run->attend_bytes) + 32 * run->op->D;
 }
 
-static void attend_split(const Run *run, const Block *b, int thread, int64_t split, float *to) {
+static void attend_split(const Run *run, const Block *b, int thread, int64_t split, float *to, int most, void (*body)(const Attend *)) {
     const Op *op = run->op;
     const int D = op->D, group = op->heads / op->kv_heads, size = op->cache == F32 ? 4 : 2;
     const int64_t first = run->step->starts[b->sequence] + b->begin + 1, keys = first + b->queries - 1;
@@ -296,8 +344,8 @@ static void attend_split(const Run *run, const Block *b, int thread, int64_t spl
     for (int i = 0; a.from + i * RUN < a.to; i++) runs[i] = place(run, b->sequence, b->g, a.from + i * RUN) * D * size;
     a.k = op->keys, a.v = op->values, a.runs = runs;
     a.slopes = op->slopes ? op->slopes + b->g * group : NULL;
-    a.sums = to + QUERIES * group * D, a.most = a.sums + QUERIES * group;
-    run->body->attend(&a);
+    a.sums = to + (int64_t)most * group * D, a.most = a.sums + most * group;
+    body(&a);
 }
 
 static void join(const Run *run, const Block *b, const float *splits) {
@@ -321,17 +369,37 @@ static void join(const Run *run, const Block *b, const float *splits) {
 static void attend_piece(void *with, int thread, long at) {
     const Run *run = with;
     const int64_t one = run->alone ? at % run->splits : -1, place = run->alone ? at / run->splits : at;
-    const Block b = block_at(run, place);
+    const Block b = block_at(run, place, QUERIES);
     float *splits = splits_of(run, thread, place);
     for (int64_t s = one < 0 ? 0 : one; s < (one < 0 ? run->splits : one + 1); s++)
-        attend_split(run, &b, thread, s, splits + s * run->slot);
+        attend_split(run, &b, thread, s, splits + s * run->slot, QUERIES, run->body->attend);
     if (!run->alone) join(run, &b, splits);
 }
 
 static void join_piece(void *with, int thread, long at) {
     const Run *run = with;
-    const Block b = block_at(run, at);
+    const Block b = block_at(run, at, QUERIES);
     join(run, &b, splits_of(run, thread, at));
+}
+
+/* A block of a prompt's queries and a key head: one split after the other is added to the same sums. */
+static void prompt_piece(void *with, int thread, long at) {
+    const Run *run = with;
+    const Op *op = run->op;
+    const int D = op->D, group = op->heads / op->kv_heads, n = MANY_QUERIES * group;
+    const Block b = block_at(run, at, MANY_QUERIES);
+    const int64_t keys = run->step->starts[b.sequence] + b.begin + b.queries;
+    float *made = (float *)(run->mine + thread * run->attend_bytes + room_for_prompts(D)), *sums = made + (int64_t)n * D, *most = sums + n;
+    memset(made, 0, (int64_t)n * (D + 1) * sizeof(float));
+    for (int i = 0; i < n; i++) most[i] = -INFINITY;
+    for (int64_t s = 0; s * SPLIT < keys; s++) attend_split(run, &b, thread, s, made, MANY_QUERIES, run->body->bulk_attend);
+    for (int i = 0; i < b.queries * group; i++) {
+        float *out = op->out + ((b.row + b.begin + i / group) * op->heads + b.g * group + i % group) * D;
+        for (int d = 0; d < D; d++) out[d] = made[(int64_t)i * D + d] / sums[i];
+    }
+}
+static int64_t bytes_for_prompts(const Op *op) {
+    return room_for_prompts(op->D) + (int64_t)MANY_QUERIES * (op->heads / op->kv_heads) * (op->D + 2) * (int64_t)sizeof(float);
 }
 
 static int64_t most_splits(const Step *step) {
@@ -347,12 +415,14 @@ static int64_t slot_of(const Op *op) { return QUERIES * (op->heads / op->kv_head
 
 static void attention(Run *run, Phase *phases, int thread) {
     const Step *step = run->step;
-    const int64_t pieces = blocks_of_queries(step) * run->op->kv_heads;
+    const int64_t pieces = blocks_of_queries(step, run->op, QUERIES) * run->op->kv_heads;
+    const int64_t prompts = blocks_of_queries(step, run->op, MANY_QUERIES) * run->op->kv_heads;
     const int threads = (int)step->threads;
     run->splits = most_splits(step), run->slot = slot_of(run->op), run->alone = is_alone(step, pieces);
     qkv_share(phases, step->rows, threads, turn_piece, run, thread);
-    qkv_share(phases + 1, run->alone ? pieces * run->splits : pieces, threads, attend_piece, run, thread);
-    if (run->alone) qkv_share(phases + 2, pieces, threads, join_piece, run, thread);
+    if (prompts) qkv_share(phases + 1, prompts, threads, prompt_piece, run, thread);
+    qkv_share(phases + 2, run->alone ? pieces * run->splits : pieces, threads, attend_piece, run, thread);
+    if (run->alone) qkv_share(phases + 3, pieces, threads, join_piece, run, thread);
 }
 
 /* ---- norms ---------------------------------------------------------------------------------------------------------- */
@@ -384,58 +454,74 @@ static void embed_piece(void *with, int thread, long at) {
 
 /* ---- the step --------------------------------------------------------------------------------------------------------- */
 
-static int takes_many(const Op *op, const Body *body, int64_t rows) {
-    int packed = op->kind == LINEAR && body->many && rows > ROWS;
-    for (int i = 0; i < op->parts; i++) packed &= is_packed(op->part[i].type);
-    return packed;
-}
-
 static void work(void *with, int thread) {
     Whole *whole = with;
     const Step *step = whole->step;
     for (int64_t i = 0; i < step->count; i++) {
         const Op *op = step->ops + i;
         Run run = {.step = step, .body = qkv_body(), .op = op, .mine = whole->room};
-        run.rows = op->picked ? step->picks : step->rows, run.per = takes_many(op, run.body, run.rows) ? MANY : ROWS;
-        run.blocks = up(run.rows, run.per) / run.per;
+        run.rows = op->picked ? step->picks : step->rows;
         run.spread = whole->room + whole->spread_at, run.spread_bytes = whole->spread_bytes;
         run.block_bytes = whole->block_bytes, run.attend_bytes = whole->attend_bytes;
         run.shared = whole->room, run.partial = (float *)(whole->room + whole->partial_at);
         Phase *phases = whole->phases + i * PHASES;
         if (run.rows == 0) continue;
-        if (op->kind == LINEAR) linear(&run, phases, thread);
+        if (op->kind == LINEAR) linears(&run, whole, thread);
         else if (op->kind == ATTEND) attention(&run, phases, thread);
         else qkv_share(phases, run.rows, (int)step->threads, op->kind == NORM ? norm_piece : embed_piece, &run, thread);
     }
 }
 
+static int64_t prompt_rows(const Step *step) {
+    int64_t count = 0;
+    for (int64_t s = 0; step->prompts && s < step->sequences; s++) count += step->prompts[s];
+    return count;
+}
+
+/* Which rows are prompts', and then the others, in `rows`. */
+static void tell_apart(Whole *whole, int64_t *rows) {
+    const Step *step = whole->step;
+    int64_t row = 0, prompts = 0, others = whole->prompts.count;
+    if (!whole->prompts.count) return;
+    for (int64_t s = 0; s < step->sequences; s++)
+        for (int64_t i = 0; i < step->lengths[s]; i++) rows[i < step->prompts[s] ? prompts++ : others++] = row++;
+    whole->prompts.rows = rows, whole->others = (Rows){rows + prompts, step->rows - prompts};
+}
+
 /* 0, or 1: no memory. */
 static int run_step(const Step *step) {
-    Whole whole = {.step = step};
-    int64_t partial = 0, blocks = up(step->rows > step->picks ? step->rows : step->picks, ROWS) / ROWS;
+    Whole whole = {.step = step, .prompts.count = prompt_rows(step)};
+    const int64_t bulks = up(whole.prompts.count, BULK) / BULK;
+    int64_t partial = 0, bulk = 0, blocks = up(step->rows > step->picks ? step->rows : step->picks, ROWS) / ROWS;
     for (int64_t i = 0; i < step->count; i++) {
         const Op *op = step->ops + i;
         int64_t x = op->kind == LINEAR ? bytes_for_x(op->K, ROWS) : op->kind == NORM ? up(op->K * sizeof(float), 64) : 0, a = 0;
         if (op->kind == ATTEND) {
-            const int64_t pieces = blocks_of_queries(step) * op->kv_heads, splits = most_splits(step) * slot_of(op);
+            const int64_t pieces = blocks_of_queries(step, op, QUERIES) * op->kv_heads, splits = most_splits(step) * slot_of(op);
+            const int64_t prompts = blocks_of_queries(step, op, MANY_QUERIES) ? bytes_for_prompts(op) : 0;
             const int alone = is_alone(step, pieces);
-            a = up((32 * op->D + (alone ? 0 : splits)) * sizeof(float), 64);
+            a = up((32 * op->D + (alone ? 0 : splits)) * (int64_t)sizeof(float), 64);
+            a = up(prompts > a ? prompts : a, 64);
             partial = alone && pieces * splits * (int64_t)sizeof(float) > partial ? pieces * splits * (int64_t)sizeof(float) : partial;
         }
-        const int64_t spread = op->kind == LINEAR ? bytes_for_spread(op->K) : 0;
+        const int64_t spread = op->kind == LINEAR ? bytes_for_spread(op->K) : 0, prompts = bulks * bytes_for_x(op->K, BULK);
+        bulk = op->kind == LINEAR && prompts > bulk ? prompts : bulk;
         whole.spread_bytes = spread > whole.spread_bytes ? spread : whole.spread_bytes;
         whole.block_bytes = x > whole.block_bytes ? x : whole.block_bytes;
         whole.attend_bytes = a > whole.attend_bytes ? a : whole.attend_bytes;
     }
     int64_t places = blocks > step->threads ? blocks : step->threads;
     whole.partial_at = places * whole.block_bytes;
+    if (whole.partial_at < bulk) whole.partial_at = bulk;
     if (whole.partial_at < step->threads * whole.attend_bytes) whole.partial_at = step->threads * whole.attend_bytes;
     whole.partial_at = up(whole.partial_at, 64);
     whole.spread_at = up(whole.partial_at + partial, 64);
-    whole.room = aligned_alloc(64, up(whole.spread_at + step->threads * whole.spread_bytes + 64, 64));
+    const int64_t rows_at = whole.spread_at + step->threads * whole.spread_bytes;
+    whole.room = aligned_alloc(64, up(rows_at + step->rows * (int64_t)sizeof(int64_t) + 64, 64));
     whole.phases = aligned_alloc(64, step->count * PHASES * sizeof(Phase));
     if (whole.room && whole.phases) {
         memset(whole.phases, 0, step->count * PHASES * sizeof(Phase));
+        tell_apart(&whole, (int64_t *)(whole.room + rows_at));
         qkv_together(work, &whole, (int)step->threads);
     }
     int failed = !whole.room || !whole.phases;

@@ -39,6 +39,7 @@ typedef struct {
     const Op *ops;
     int64_t count, rows, sequences, picks;
     const int64_t *lengths, *starts; /* of each sequence's new tokens */
+    const int64_t *prompts;          /* how many of these, its first ones, are read as a prompt's */
     const int64_t *ids;              /* of each row */
     const int64_t *picked;           /* the rows that `picked` ops read */
     int64_t threads;

@@ -22,12 +22,15 @@ V = TypeVar("V")
 @dataclass
 class Batch:
     """`lengths[b]` new tokens of sequence b, the first at position `starts[b]` (0, or what a cache already holds).
-    `segments` [T]: the kind of each token, for models that tell them apart (None: all are of kind 0)."""
+    `segments` [T]: the kind of each token, for models that tell them apart (None: all are of kind 0). `prompts[b]`: how
+    many of a sequence's new tokens, its first ones, are of its prompt (None: none); they may be read with products of
+    another rounding, so that a token's numbers never depend on how many are read beside it."""
 
     lengths: Sequence[int]
     starts: Sequence[int]
     device: torch.device
     segments: Tensor | None = None
+    prompts: Sequence[int] | None = None
     _shared: dict[Hashable, object] = field(default_factory=dict, repr=False)
 
     @cached_property

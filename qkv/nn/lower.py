@@ -98,7 +98,9 @@ class Written:
             for number in numbers:
                 self.plan.turn(number, Turn(cos, sin, rotary.spec.interleaved))
 
-    def run(self, ids: Sequence[int], batch: Batch, cache: Cache, picked: Sequence[int]) -> Tensor:
+    def run(
+        self, ids: Sequence[int], batch: Batch, cache: Cache, picked: Sequence[int], prompts: Sequence[int] | None
+    ) -> Tensor:
         if self.positions is not None:
             self.positions.check(batch)
         self.reach(max(batch.ends))
@@ -106,7 +108,7 @@ class Written:
         self._keep(batch, cache, paged=pages is not None)
         logits = torch.empty(len(picked), self.spec.vocab)
         self.plan.place(self.head, logits)
-        self.plan.run(ids, batch.lengths, batch.starts, picked, pages)
+        self.plan.run(ids, batch.lengths, batch.starts, picked, pages, prompts)
         return logits
 
     def _keep(self, batch: Batch, cache: Cache, paged: bool) -> None:

@@ -33,7 +33,10 @@ class NativeStep:
         if model.device.type != "cpu" or model.dtype not in CACHED:
             raise NotServed(f"{str(model.dtype).removeprefix('torch.')} on {model.device.type}")
         self.library, self.model, self.plans = library, model, dict[int, Written]()
-        self.most_rows: int | None = None if self._plan(1).all_packed else FEW
+        written = self._plan(1)
+        self.most_rows: int | None = None if written.all_packed else FEW
+        # Steps beyond a window are torch's, for all that are in one: what a row gets must not depend on them.
+        self.apart = library.bulk and written.all_packed and written.window is None
 
     def refuses(self, batch: Batch, cache: Cache) -> str | None:
         """Why this step is for torch; None: it is served."""
@@ -47,7 +50,7 @@ class NativeStep:
     def __call__(self, ids: Sequence[int], batch: Batch, cache: Cache, picked: Sequence[int]) -> Tensor:
         """ids [T] of a batch, all within the vocabulary, in a step that it doesn't refuse → logits [len(picked), V]
         float32 after these places of the stream; the cache then holds the tokens too."""
-        logits = self._plan(len(ids)).run(ids, batch, cache, picked)
+        logits = self._plan(len(ids)).run(ids, batch, cache, picked, batch.prompts if self.apart else None)
         cache.advance(batch)
         return logits
 

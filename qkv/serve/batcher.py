@@ -105,6 +105,7 @@ class Batcher:
             tenant=ask.tenant,
             source=request.source,
             reuse=ask.echo_logprobs is None,
+            apart=self.runner.reader.apart,
         )
         self._answers[answer.sequence.id] = answer
         return answer.sequence

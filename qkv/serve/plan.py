@@ -22,6 +22,11 @@ class Row:
         """The ids that it reads."""
         return self.sequence.ids[self.start : self.start + self.count]
 
+    @property
+    def of_prompt(self) -> int:
+        """How many of these are of its prompt."""
+        return max(0, min(self.count, len(self.sequence.prompt) - self.start))
+
 
 @dataclass(slots=True)
 class Plan:

@@ -39,7 +39,8 @@ class Runner:
         else:
             sources = [row.sequence.source_pages for row in plan.rows]
             self.cache.place(tables, held, sources, [len(row.sequence.source) for row in plan.rows])
-        logits = self.reader([row.tokens for row in plan.rows], self.cache, wanted)
+        prompts = [row.of_prompt for row in plan.rows]
+        logits = self.reader([row.tokens for row in plan.rows], self.cache, wanted, prompts)
         return list(torch.split(logits, list(wanted)))
 
     @torch.no_grad()

@@ -19,6 +19,8 @@ class Sequence:
     `tenant`     on whose account it runs: the queue is fair over tenants
     `source`     what an encoder reads, for an encoder–decoder model; its pages are `source_pages`
     `reuse`      False: all of its prompt is read, though its keys may be there: each token's logits are wanted
+    `apart`      its answer's keys are not quite those that the same tokens have in a prompt, so that only its prompt's
+                 pages are shared through the index
     `ids`        prompt and answer; `read` of them have their keys in `pages`, token i in page i // size
     `cached`     tokens whose keys were there when it was first admitted
     `preempted`  how often it lost its pages: it then reads all of `ids` again
@@ -26,6 +28,7 @@ class Sequence:
     InputError: no prompt, or a negative limit. The scheduler alone changes anything but `append`."""
 
     __slots__ = (
+        "apart",
         "cached",
         "charged",
         "id",
@@ -58,6 +61,7 @@ class Sequence:
         tenant: str = "",
         source: Ids[int] = (),
         reuse: bool = True,
+        apart: bool = False,
     ) -> None:
         if not prompt:
             raise InputError("a sequence needs a prompt of one token at least")
@@ -67,6 +71,7 @@ class Sequence:
         self.prompt, self.source = tuple(prompt), tuple(source)
         self.salt, self.tenant = salt, tenant
         self.reuse = reuse and not source  # a decoder's keys are of its tokens and of what the encoder read
+        self.apart = apart
         self.ids = list(self.prompt)
         self.read = self.cached = self.preempted = 0
         self.pages: list[int] = []
@@ -91,6 +96,11 @@ class Sequence:
     def made(self) -> int:
         """Tokens of the answer."""
         return len(self.ids) - len(self.prompt)
+
+    @property
+    def shared(self) -> int:
+        """How many of its tokens, its first ones, have keys that others can use, and it those of others."""
+        return len(self.prompt) if self.apart else len(self.ids)
 
     @property
     def longest(self) -> int:

@@ -30,7 +30,8 @@ def begin(pages: Pages, sequence: Sequence, room: int) -> bool:
     if room < 1:
         return False
     free, source = pages.free, pages.pages_for(len(sequence.source))
-    found = pages.find(sequence.ids[:-1], sequence.salt) if sequence.reuse else []
+    known = min(sequence.shared, len(sequence.ids) - 1)
+    found = pages.find(sequence.ids[:known], sequence.salt) if sequence.reuse else []
     idle = free - pages.free  # of those found, which nobody held
     if pages.pages_for(len(sequence.ids)) - len(found) + source + idle > room:
         pages.release(found)
@@ -68,7 +69,7 @@ def advance(pages: Pages, sequence: Sequence, count: int) -> None:
     if (count == 1 and sequence.room) or sequence.source:
         return
     size, prefix = pages.size, sequence.prefix or pages.root
-    full = sequence.read // size
+    full = min(sequence.read, sequence.shared) // size
     for at in range(sequence.remembered, full):
         tokens = tuple(sequence.ids[at * size : (at + 1) * size])
         prefix = pages.remember(sequence.pages[at], prefix, tokens, sequence.salt)

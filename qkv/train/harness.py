@@ -167,7 +167,7 @@ class Harness(TemplateLM):  # type: ignore[misc]
             ends = [start + len(chunk) for chunk in chunks]
             begins = [max(start, len(pair.ids) - 1 - pair.scored) for pair in group]
             wanted = [max(0, end - begin) for end, begin in zip(ends, begins, strict=True)]
-            logs = self._read(chunks, cache, wanted).float().log_softmax(-1)
+            logs = self._read(chunks, cache, wanted, list(map(len, chunks))).float().log_softmax(-1)
             for i, (own, begin, end) in enumerate(zip(torch.split(logs, wanted), begins, ends, strict=True)):
                 targets = own.new_tensor(group[i].ids[begin + 1 : end + 1]).long()
                 sums[i] += float(own.gather(1, targets[:, None]).double().sum())

@@ -3,6 +3,7 @@ every variant; and packed weights give the same to the bit however a text is cut
 
 from collections.abc import Sequence
 from functools import cache as once
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -55,8 +56,11 @@ def ids(count: int, seed: int = 0) -> list[int]:
     return torch.randint(FIRST, 97, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def native(step: NativeStep, chunks: Sequence[Sequence[int]], cache: Cache) -> Tensor:
+def native(
+    step: NativeStep, chunks: Sequence[Sequence[int]], cache: Cache, prompts: Sequence[int] | None = None
+) -> Tensor:
     stream, batch = step.model.batch(chunks, cache=cache)
+    batch.prompts = prompts
     return step(stream.tolist(), batch, cache, range(len(stream)))
 
 
@@ -215,6 +219,36 @@ def test_a_long_text_is_the_same_to_the_bit_in_any_chunks() -> None:
         answers.append(torch.cat([native(step, [text[i : i + chunk]], cache) for i in range(0, 400, chunk)]))
     assert torch.equal(answers[0], answers[1])
     assert torch.equal(answers[0], answers[2])
+
+
+@pytest.mark.parametrize("which", MODELS)
+def test_a_prompt_is_the_same_to_the_bit_however_it_is_read(which: str) -> None:
+    """Cut, beside others and beside answers; and what follows it is too. It is near what its tokens are in an answer,
+    whose products are others where the library has some for prompts."""
+    model = packed(which, "Q4_1")
+    step, texts = NativeStep(model), [ids(90, 1), ids(90, 2)]
+    known = (80, 35)
+    whole = []
+    for text, prompt in zip(texts, known, strict=True):
+        cache = model.new_cache()
+        whole.append(torch.cat([native(step, [text[:prompt]], cache, [prompt]), native(step, [text[prompt:]], cache)]))
+    for cuts in ([0, 90], [0, 30, 41, 80, 81, 90], [0, 1, 2, 33, 85, 90]):
+        cache, found = model.new_cache(), list[Tensor]()
+        for start, end in pairwise(cuts):
+            prompts = [max(0, min(end, prompt) - start) for prompt in known]
+            found.append(native(step, [text[start:end] for text in texts], cache, prompts).unflatten(0, (2, -1)))
+        assert torch.equal(torch.cat(found, 1), torch.stack(whole)), cuts
+    answer = native(step, [texts[0]], model.new_cache())
+    assert (answer - whole[0]).norm() <= 0.25 * answer.norm()  # random weights make much of 8 bits
+    assert torch.equal(answer, whole[0]) == (not step.apart)
+
+
+def test_only_packed_models_without_a_window_read_prompts_apart() -> None:
+    for which in MODELS:
+        model = packed(which, "Q4_1")
+        step = NativeStep(model)
+        assert step.apart == (step.library.bulk and windowed(model) is None)
+    assert not NativeStep(made("llama", "tiny")).apart
 
 
 def test_without_a_cache_a_packed_model_says_the_same() -> None:

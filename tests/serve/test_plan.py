@@ -13,7 +13,16 @@ def test_a_row_knows_its_tokens() -> None:
     sequence = Sequence(1, [5, 6, 7, 8], limit=1)
     row = Row(sequence, 2, 1, False)
     assert row.tokens == [6, 7]
+    assert row.of_prompt == 2
     assert Plan([row, Row(sequence, 3, 0, False)], [], []).tokens == 5
+
+
+def test_which_of_a_rows_tokens_are_of_its_prompt() -> None:
+    sequence = Sequence(1, [5, 6, 7, 8], limit=3)
+    sequence.append(9)
+    sequence.append(10)
+    rows = [Row(sequence, count, start, True) for count, start in ((4, 0), (6, 0), (2, 3), (1, 4), (1, 5))]
+    assert [row.of_prompt for row in rows] == [4, 4, 1, 0, 0]
 
 
 @given(RESTS, st.integers(0, 600), st.booleans())

@@ -42,3 +42,10 @@ def test_what_depends_on_a_source_is_not_found_by_tokens() -> None:
     assert Sequence(1, [1], limit=1).reuse
     assert not Sequence(1, [1], limit=1, source=[3]).reuse
     assert not Sequence(1, [1], limit=1, reuse=False).reuse
+
+
+def test_what_others_can_use_of_it() -> None:
+    for apart, shared in ((False, 3), (True, 2)):
+        sequence = Sequence(1, [5, 6], limit=3, apart=apart)
+        sequence.append(7)
+        assert sequence.shared == shared

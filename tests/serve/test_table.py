@@ -121,6 +121,22 @@ def test_all_is_read_again_where_that_is_wanted_and_found_by_others() -> None:
     assert begun(pages, [7, *range(9)]).read == 8
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_an_answers_pages_are_found_if_its_keys_are_those_of_a_prompt(apart: bool) -> None:
+    pages = Pages(32, 4)
+    one = begun(pages, list(range(6)), apart=apart)
+    read(pages, one, 6)
+    for token in range(6, 14):
+        one.append(token)
+        read(pages, one, 1)
+    longer = begun(pages, list(range(20)), apart=apart)
+    assert longer.read == (4 if apart else 12)
+    read(pages, longer, 20 - longer.read)
+    table.give_up(pages, one)
+    assert table.begin(pages, one, pages.free)  # preempted: what it had written it reads as it did, also where others
+    assert one.read == (4 if apart else 12)  # have these tokens in a prompt
+
+
 def test_the_check_names_who_has_too_much() -> None:
     pages = Pages(8, 4)
     one = begun(pages, list(range(6)), source=(1, 2))
