@@ -11,7 +11,7 @@
 
 const char *qkv_use(int level);
 void qkv_pack(int type, uint8_t *blocks, int64_t N, int64_t K, uint8_t *tiles, int back, int threads);
-int qkv_linear(int type, const uint8_t *w, int64_t N, int64_t K, const float *x, int64_t M, float *y, int threads);
+int qkv_linear(int type, const uint8_t *w, int64_t N, int64_t K, const float *x, int64_t M, float *y, int prompt, int threads);
 void qkv_dequantize(int type, const uint8_t *w, int64_t K, const int64_t *index, int64_t count, void *out, int bfloat16, int threads);
 
 static const int TYPES[] = {Q4_0, Q4_1, Q8_0, Q4_K, Q5_K, Q6_K};
@@ -33,8 +33,10 @@ static int once(int type, int64_t N, int64_t K, int64_t M, int threads, uint32_t
     qkv_pack(type, again, N, K, w, 1, threads);
     qkv_dequantize(type, w, K, NULL, N, plain, 0, threads);
     int wrong = memcmp(blocks, again, N * row) != 0;
-    wrong |= qkv_linear(type, w, N, K, x, M, y, threads) | qkv_linear(type, w, N, K, x, M, z, 1);
-    wrong |= memcmp(y, z, M * N * sizeof(float)) != 0;
+    for (int prompt = 0; prompt < 2; prompt++) {
+        wrong |= qkv_linear(type, w, N, K, x, M, y, prompt, threads) | qkv_linear(type, w, N, K, x, M, z, prompt, 1);
+        wrong |= memcmp(y, z, M * N * sizeof(float)) != 0;
+    }
     free(blocks), free(again), free(w), free(x), free(y), free(z), free(plain);
     return wrong;
 }

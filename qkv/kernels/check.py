@@ -1,4 +1,4 @@
-"""Does the native library multiply right, here and now? One product of each type against plain numbers."""
+"""Does the native library multiply right, here and now? The products of each type against plain numbers."""
 
 import torch
 
@@ -12,8 +12,8 @@ _N, _K, _M = 83, 512, 3  # rows of W (the last tile isn't full), columns, rows o
 
 
 def errors(library: Native) -> dict[str, float]:
-    """For each type the largest error of a product with random blocks, as a part of Σ |x| |w|: above TOLERANCE it is
-    wrong. (NaN: some number wasn't finite, where all should be.)"""
+    """For each type the largest error of its products with random blocks, a prompt's too, as a part of Σ |x| |w|: above
+    TOLERANCE it is wrong. (NaN: some number wasn't finite, where all should be.)"""
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(-126, 127, (_M, _K), generator=generator).float()
     x[:, ::32] = 127  # so that the library's own rounding, to 127 steps in every 32 numbers, changes nothing
@@ -28,6 +28,10 @@ def _error(library: Native, kind: str, x: torch.Tensor, generator: torch.Generat
         blocks[..., at : at + 2] = torch.rand(*shape[:2], 1, generator=generator).half().view(torch.uint8)
     blocks = blocks.view(_N, -1)
     tiles = library.pack(kind, blocks)
-    y = library.linear(TYPES[kind], tiles.data_ptr(), _N, _K, x, _M).double()
-    weights = dequantize(blocks.view(-1), kind, (_N, _K)).double()
-    return float(((y - x.double() @ weights.T).abs() / (x.double().abs() @ weights.abs().T)).max())
+    weights = dequantize(blocks.view(-1), kind, (_N, _K))
+    found = x.new_zeros(0, _M, _N).double()
+    for prompt, exact in ((False, weights), (True, weights.bfloat16() if library.bulk else weights)):
+        y = library.linear(TYPES[kind], tiles.data_ptr(), _N, _K, x, _M, prompt)
+        size = x.double().abs() @ exact.double().abs().T
+        found = torch.cat((found, ((y - x.double() @ exact.double().T).abs() / size)[None]))
+    return float(found.max())  # torch's: of numbers with a NaN it is NaN

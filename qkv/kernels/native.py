@@ -33,7 +33,7 @@ class Native:
         self._pack = library.qkv_pack
         self._pack.argtypes, self._pack.restype = [number, pointer, whole, whole, pointer, number, number], None
         self._linear = library.qkv_linear
-        self._linear.argtypes = [number, pointer, whole, whole, pointer, whole, pointer, number]
+        self._linear.argtypes = [number, pointer, whole, whole, pointer, whole, pointer, number, number]
         self._dequantize = library.qkv_dequantize
         self._dequantize.argtypes = [number, pointer, whole, pointer, whole, pointer, number, number]
         self.level = self.use(None)
@@ -66,13 +66,14 @@ class Native:
         self._pack(TYPES[kind], blocks.data_ptr(), N, K, tiles.data_ptr(), 1, torch.get_num_threads())
         return blocks
 
-    def linear(self, number: int, address: int, N: int, K: int, x: Tensor, M: int) -> Tensor:
+    def linear(self, number: int, address: int, N: int, K: int, x: Tensor, M: int, prompt: bool = False) -> Tensor:
         """x [..., K], M rows, times W [N, K] whose tiles of this type are at this address, transposed: [..., N]
-        float32. (The numbers of the matrix are given, not the matrix: this is called for each matrix of each token, and
-        asking a tensor for them takes as long as a small product.)"""
+        float32; `prompt`: by the product for the rows of prompts, where there is one. (The numbers of the matrix are
+        given, not the matrix: this is called for each matrix of each token, and asking a tensor for them takes as long
+        as a small product.)"""
         x = x.float().contiguous()
         out = x.new_empty((*x.shape[:-1], N))
-        if self._linear(number, address, N, K, x.data_ptr(), M, out.data_ptr(), torch.get_num_threads()):
+        if self._linear(number, address, N, K, x.data_ptr(), M, out.data_ptr(), prompt, torch.get_num_threads()):
             raise MemoryError(f"no memory for {M} rows of {K} numbers")
         return out
 

@@ -531,10 +531,11 @@ static int run_step(const Step *step) {
 
 API int qkv_step(const Step *step) { return run_step(step); }
 
-/* y[M,N] = x[M,K] · Wᵀ + b, of float32. 0, or 1: no memory. */
-API int qkv_linear(int type, const uint8_t *w, int64_t N, int64_t K, const float *x, int64_t M, float *y, int threads) {
+/* y[M,N] = x[M,K] · Wᵀ, of float32; `prompt`: as a prompt's rows. 0, or 1: no memory. */
+API int qkv_linear(int type, const uint8_t *w, int64_t N, int64_t K, const float *x, int64_t M, float *y, int prompt, int threads) {
+    const int64_t start = 0, prompts = prompt ? M : 0;
     Op op = {.kind = LINEAR, .parts = 1, .in = x, .K = K, .scale = 1, .part = {{.w = w, .out = y, .N = N, .type = type}}};
-    Step step = {.ops = &op, .count = 1, .rows = M, .threads = threads};
+    Step step = {.ops = &op, .count = 1, .rows = M, .sequences = 1, .lengths = &M, .starts = &start, .prompts = &prompts, .threads = threads};
     return run_step(&step);
 }
 API int64_t qkv_size_of_op(void) { return sizeof(Op); }
