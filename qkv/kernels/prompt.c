@@ -32,6 +32,9 @@ static void round_(const float *x, int64_t stride, int M, int64_t K, int halves,
 /* A tile of W as bfloat16 h[k/2][row][2]. */
 static void to_half(int type, const Spread *w, int64_t K, uint16_t *h) {
     const int group = type == Q6_K ? 16 : 32;
+    uint16_t turn[32]; /* two rows of 16 to pairs */
+    for (int i = 0; i < 32; i++) turn[i] = (uint16_t)(i / 2 + i % 2 * 16);
+    const __m512i pairs = _mm512_loadu_si512(turn);
     for (int64_t g = 0; g < K / group; g++) {
         const __m512 d = _mm512_loadu_ps(w->d + g * TILE);
         const __m512 low = group == 16 ? _mm512_mul_ps(d, _mm512_set1_ps(-32)) : _mm512_loadu_ps(w->low + g * TILE);
@@ -40,10 +43,8 @@ static void to_half(int type, const Spread *w, int64_t K, uint16_t *h) {
             for (int pair = 0; pair < 2; pair++) {
                 __m512 a = _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(q, 16 * pair), byte));
                 __m512 b = _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(q, 16 * pair + 8), byte));
-                __m256i first = (__m256i)_mm512_cvtneps_pbh(_mm512_fmadd_ps(a, d, low));
-                __m256i second = (__m256i)_mm512_cvtneps_pbh(_mm512_fmadd_ps(b, d, low));
-                __m512i both = _mm512_or_si512(_mm512_cvtepu16_epi32(first), _mm512_slli_epi32(_mm512_cvtepu16_epi32(second), 16));
-                _mm512_storeu_si512(h + (k + 2 * pair) * TILE, both);
+                __m512bh both = _mm512_cvtne2ps_pbh(_mm512_fmadd_ps(b, d, low), _mm512_fmadd_ps(a, d, low));
+                _mm512_storeu_si512(h + (k + 2 * pair) * TILE, _mm512_permutexvar_epi16(pairs, (__m512i)both));
             }
         }
     }
