@@ -150,6 +150,6 @@ def test_ctrl_c_while_generating_is_130_and_no_traceback(folder: Path, tmp_path:
         assert child.stdout is not None
         assert child.stdout.read(1)
         child.send_signal(signal.SIGINT)
-        _, err = child.communicate(timeout=60)
-    assert child.returncode == 130
+        out, err = child.communicate(timeout=60)
+    assert child.returncode == 130, f"{len(out)} characters, and {err[-2000:]}"
     assert "Traceback" not in err
