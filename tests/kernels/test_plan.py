@@ -254,7 +254,7 @@ class Attending:
 
     def native(
         self, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], keys: Tensor, values: Tensor,
-        pages: Tensor | None = None,
+        pages: Tensor | None = None, prompts: Sequence[int] | None = None,
     ) -> Tensor:  # fmt: skip
         """A step: q [T, H · D], k and v [T, G · D]. It fills the keys and values, of sequences or of these pages."""
         plan = Plan(library(), len(q))
@@ -266,7 +266,7 @@ class Attending:
         if self.turned is not None:
             plan.turn(number, self.turned)
         plan.keep(number, keys, values)
-        plan.run([0] * len(q), lengths, self.starts[: len(lengths)], [], pages)
+        plan.run([0] * len(q), lengths, self.starts[: len(lengths)], [], pages, prompts)
         return out.at
 
     def kept(self, k: Tensor, v: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:

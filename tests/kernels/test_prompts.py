@@ -114,22 +114,6 @@ def test_rows_that_are_picked_have_the_usual_product(picked: list[int]) -> None:
 # --- attention -------------------------------------------------------------------------------------------------------
 
 
-def attention(made: Attending, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], prompts: Sequence[int],
-              keys: Tensor, values: Tensor, pages: Tensor | None = None) -> Tensor:  # fmt: skip
-    """As `Attending.native`, of prompts."""
-    plan = Plan(library(), len(q))
-    out = plan.buffer(made.H * made.D)
-    number = plan.attend(
-        filled(plan, q), filled(plan, k), filled(plan, v), out, heads=made.H, kv_heads=made.G, scale=made.scale,
-        softcap=made.softcap, slopes=made.slopes, norms=made.norms,
-    )  # fmt: skip
-    if made.turned is not None:
-        plan.turn(number, made.turned)
-    plan.keep(number, keys, values)
-    plan.run([0] * len(q), lengths, made.starts[: len(lengths)], [], pages, prompts)
-    return out.at
-
-
 @pytest.mark.parametrize("D", [32, 64, 80, 96, 256])
 @pytest.mark.parametrize("how", HOW)
 def test_attention(how: str, D: int) -> None:
@@ -143,7 +127,7 @@ def test_attention(how: str, D: int) -> None:
         made = Attending(H, G, D, starts, dtype=torch.bfloat16, **options)
         q, k, v = made.inputs(sum(lengths))
         kept = made.keys.clone(), made.values.clone()
-        out = attention(made, q, k, v, lengths, lengths, *kept)
+        out = made.native(q, k, v, lengths, *kept, prompts=lengths)
         usual = made.keys.clone(), made.values.clone()
         plain = made.native(q, k, v, lengths, *usual)
         assert all(torch.equal(a, b) for a, b in zip(kept, usual, strict=True))
@@ -156,7 +140,7 @@ def test_attention(how: str, D: int) -> None:
 def test_a_cache_of_32_bits_is_read_as_ever() -> None:
     made = Attending(4, 2, 64, [5], dtype=torch.float32)
     q, k, v = made.inputs(40)
-    out = attention(made, q, k, v, [40], [40], made.keys.clone(), made.values.clone())
+    out = made.native(q, k, v, [40], made.keys.clone(), made.values.clone(), prompts=[40])
     assert torch.equal(out, made.native(q, k, v, [40], made.keys.clone(), made.values.clone()))
 
 
@@ -166,10 +150,10 @@ def test_a_query_sees_the_same_alone_among_others_in_pieces_and_with_any_threads
     made = Attending(4, 2, 64, starts, dtype=torch.bfloat16, **options)
     q, k, v = made.inputs(sum(lengths))
     kept = made.keys.clone(), made.values.clone()
-    together = attention(made, q, k, v, lengths, lengths, *kept)
+    together = made.native(q, k, v, lengths, *kept, prompts=lengths)
     for threads in (2, 3):
         mine = made.keys.clone(), made.values.clone()
-        again = with_threads(threads, lambda at=mine: attention(made, q, k, v, lengths, lengths, *at))
+        again = with_threads(threads, lambda at=mine: made.native(q, k, v, lengths, *at, prompts=lengths))
         assert torch.equal(again, together)
     for b, end in enumerate(accumulate(lengths)):
         for size in (7, 16, 64, 100):
@@ -178,7 +162,7 @@ def test_a_query_sees_the_same_alone_among_others_in_pieces_and_with_any_threads
                 part = slice(first, min(first + size, end))
                 made.starts = [starts[b] + first - end + lengths[b]]
                 count = [part.stop - first]
-                alone = attention(made, q[part], k[part], v[part], count, count, *own)
+                alone = made.native(q[part], k[part], v[part], count, *own, prompts=count)
                 assert torch.equal(alone, together[part]), (b, size, first)
             made.starts = starts
             assert all(torch.equal(one[0], all_[b]) for one, all_ in zip(own, kept, strict=True))
@@ -210,7 +194,7 @@ def test_any_batch_of_prompts_and_answers_in_pages(
         return in_pages(made.keys, table, size), in_pages(made.values, table, size)
 
     found = [
-        with_threads(threads, lambda what=what: attention(made, q, k, v, lengths, what, *paged(), table))
+        with_threads(threads, lambda what=what: made.native(q, k, v, lengths, *paged(), table, what))
         for what in (prompts, lengths, [0] * len(lengths))
     ]
     mine = torch.cat([torch.arange(n) < p for n, p in zip(lengths, prompts, strict=True)])[:, None]
